@@ -1,0 +1,135 @@
+"""The task contract: every task is tokens in, tokens out.
+
+Shapes: B sequences in a batch, L positions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+from torch import Tensor
+
+IGNORE = -100  # a target that is not scored; torch's cross_entropy default
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# Metric name -> whether a larger value is better. One metric code serves all tasks, and the name says the unit.
+METRICS: dict[str, bool] = {
+    "accuracy": True,  # of scored tokens, 0 to 1
+    "sequence_accuracy": True,  # of sequences with every scored token right
+    "loss": False,  # nats per scored token
+    "perplexity": False,  # exp(loss)
+    "bits_per_byte": False,
+    "bits_per_base": False,
+    "bits_per_sample": False,
+}
+
+
+class TaskError(ValueError):
+    """A mistake in a task's configuration or data that its user can mend.
+
+    One line: what is wrong, the value and where it came from, what is valid, what to do.
+    """
+
+
+class Batch(NamedTuple):
+    """Inputs (B, L) int64 and targets (B, L) int64, with IGNORE where nothing is scored."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A named size of a task: what it sets in the task's config, the model and the training recipe."""
+
+    note: str  # printed with every table drawn at this scale
+    task: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A benchmark task. A subclass in `tasks/NAME.py` is the task `NAME` (underscores become dashes)."""
+
+    Config: ClassVar[type]  # frozen, keyword-only dataclass
+    scales: ClassVar[Mapping[str, Scale]]  # at least "cpu" and "paper"
+    headline: ClassVar[str]  # a key of METRICS; model selection looks at it, on validation only
+    difficulty: ClassVar[tuple[str, ...]] = ()  # the config fields that make the task harder
+
+    config: Any
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+        if not isinstance(self.config, self.Config):
+            raise TypeError(f"{type(self).__name__} takes a {self.Config.__name__}")
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """The number of token ids; inputs and targets lie in [0, vocab_size)."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Fetch, generate or open the data once: idempotent, checksummed; raises TaskError."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hex digest of the data and the code version that makes it; part of a cell's identity.
+
+        Known after `prepare`.
+        """
+
+    @abstractmethod
+    def batch(
+        self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
+    ) -> Batch:
+        """The batch number `index` of a split: a pure function of its arguments and the config.
+
+        `seed` (the cell's) moves the train stream alone; validation and test are the same for every
+        cell. `stage` is a stage of the curriculum, None the task itself.
+        """
+
+    @abstractmethod
+    def num_batches(self, split: Split, batch_size: int) -> int | None:
+        """How many batches a pass over the split has; None for an endless (generated) train split."""
+
+    @abstractmethod
+    def chance(self) -> float:
+        """The headline metric of a uniform guess among the possible answers."""
+
+    def baselines(self) -> dict[str, float]:
+        """Name -> headline metric on test of cheap methods (order-k Markov, gzip, xz, ...)."""
+        return {}
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the curriculum, easiest first; 0: the task has none."""
+        return 0
+
+    def test_variants(self) -> dict[str, Self]:
+        """Label -> the same task under another config (a longer sequence, say), scored on test too."""
+        return {}
+
+    def units_per_token(self, split: Split) -> float:
+        """Bytes, bases or samples that one scored token stands for: the divisor of bits_per_*."""
+        return 1.0
+
+    def with_config(self, **changes: Any) -> Self:
+        """The same task with some config fields changed."""
+        return type(self)(replace(self.config, **changes))
+
+    @classmethod
+    def config_fields(cls) -> tuple[str, ...]:
+        """Names of the config's fields."""
+        return tuple(f.name for f in fields(cls.Config))
+
+
+def bits(nats: float) -> float:
+    """Nats to bits."""
+    return nats / math.log(2)
