@@ -1,0 +1,82 @@
+"""What runs: Cell, one frozen and fully resolved grid cell with its digest, and Grid, a named list of cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+# Raised by a change to code that alters results (a layer, the loss, a stream): old records stop matching.
+RESULTS_VERSION = 1
+
+
+class UserError(ValueError):
+    """A user's mistake: one line that names the value, where it came from, what is valid, the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training recipe of one cell; every field is part of its identity."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    lr: float = 3e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = 50
+    min_lr: float = 0.0  # where the cosine ends
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float = 1.0  # gradient norm; 0: no clipping
+    eval_every: int = 100  # steps between validations
+    eval_batches: int = 8  # validation batches at most
+    test_batches: int = 32  # test batches at most
+    stop_at: float | None = None  # stop once the validation headline is this good
+    patience: int | None = None  # stop after so many validations without gain
+    curriculum: bool = False  # go through the task's stages, easiest first
+    curriculum_pass: float = 0.9  # training accuracy that ends a stage
+    curriculum_until: float = 0.5  # by this fraction of the steps every stage is over, passed or not
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run, fully resolved: nothing that affects its result lies outside it."""
+
+    task: str
+    model: str
+    seed: int
+    scale: str  # the task's scale that the values below came from
+    scale_note: str
+    task_config: Mapping[str, Any] = field(default_factory=dict)
+    model_config: Mapping[str, Any] = field(default_factory=dict)  # d_model, num_layers, options
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data_fingerprint: str = ""
+    results_version: int = RESULTS_VERSION
+
+    def canonical(self) -> str:
+        """The identity as canonical JSON; the scale's note is prose, and no part of it."""
+        identity = asdict(self)
+        del identity["scale_note"]
+        return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hex digits of the identity's SHA-256."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """task/model/seed, for people; never parsed back."""
+        return f"{self.task}/{self.model}/seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A named list of cells with what to expect of it."""
+
+    name: str
+    doc: str
+    cells: tuple[Cell, ...]
