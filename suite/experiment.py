@@ -74,9 +74,10 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A named list of cells with what to expect of it."""
+class Request:
+    """A cell as a grid file or the command line asks for it: names, and what to change of the scale."""
 
-    name: str
-    doc: str
-    cells: tuple[Cell, ...]
+    task: str
+    model: str
+    scale: str = "cpu"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # "train.steps" -> 500

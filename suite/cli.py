@@ -1,0 +1,364 @@
+"""The commands; the only place that prints. A user's mistake is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from seqbench.suite.experiment import Cell, UserError
+
+app = typer.Typer(
+    name="seqbench",
+    help="Sequence models compared across modalities: train a task x model grid, report it, time it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets: where they lie, their checksums.", no_args_is_help=True)
+bench_app = typer.Typer(help="Timings behind a correctness gate.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+
+out = Console()
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+Results = Annotated[
+    Path, typer.Option("--results", help="Folder of records, tables and plots.", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def main() -> None:
+    """Runs the command line; the entry point of `seqbench`."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("seqbench").setLevel(logging.INFO)
+    try:
+        status = app(standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("stopped; the same command goes on from here", 130)
+    except BrokenPipeError:
+        os._exit(141)  # the reader (head, less) has gone
+    except Exception as error:
+        if not _users_fault(error):
+            raise
+        _fail(str(error), 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[str, typer.Argument(help="tasks, models, grids or backends.")] = "all",
+    as_json: Json = False,
+) -> None:
+    """List tasks, models, grids and kernel backends, one line each."""
+    from seqbench.suite import discovery
+    from seqbench.suite.listing import LISTINGS
+
+    if what != "all" and what not in LISTINGS:
+        raise discovery.unknown("listing", what, ["all", *LISTINGS])
+    wanted = [what] if what != "all" else list(LISTINGS)
+    found = {kind: LISTINGS[kind]() for kind in wanted}
+    if as_json:
+        print(json.dumps(found if what == "all" else found[what], indent=2))
+        return
+    for kind, rows in found.items():
+        if what == "all":
+            out.print(f"[bold]{kind}[/bold]")
+        width = max((len(row["name"]) for row in rows), default=0)
+        for row in rows:
+            print(f"  {row['name']:<{width}}  {row['summary']}")
+
+
+@app.command()
+def run(
+    grid: Annotated[str | None, typer.Argument(help="A named grid, or path/to/grid.py.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
+    models: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated integers.")] = None,
+    scale: Annotated[str, typer.Option(help="cpu (reduced) or paper.")] = "cpu",
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="SECTION.KEY=VALUE (task, model, train); repeatable."),
+    ] = None,
+    results: Results = Path("results"),
+    launcher: Annotated[str, typer.Option(help="local.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Cells at a time; by default one for each core (or GPU).")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of each worker.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    retry: Annotated[
+        str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Run the missing cells of a grid, then draw its tables and plots."""
+    from seqbench.suite import discovery, runner
+    from seqbench.suite.configuration import parse_assignment
+
+    assignments = [parse_assignment(text) for text in assign or ()]
+    chosen = _integers("--seeds", seeds)
+    if launcher != "local":
+        raise discovery.unknown("launcher", launcher, ["local"])
+    _check_range("--workers", workers, 1)
+    _check_range("--threads", threads, 1)
+    if (grid is None) == (tasks is None and models is None):
+        raise UserError("run: name a grid (seqbench list grids) or give --tasks and --models, not both")
+    if grid is not None:
+        cells = runner.grid_cells(grid, scale=scale, seeds=chosen, assignments=assignments)
+    else:
+        if tasks is None or models is None:
+            raise UserError("run: --tasks and --models go together")
+        cells = runner.product_cells(
+            _names(tasks), _names(models), scale=scale, seeds=chosen or (0,), assignments=assignments
+        )
+    runner.check_writable(results)
+    if retry is not None:
+        if retry not in ("failed", "diverged"):
+            raise discovery.unknown("status in --retry", retry, ["failed", "diverged"])
+        runner.forget(cells, results, retry)
+    plan = runner.plan(cells, results)
+    if not as_json:
+        err.print(
+            f"{len(cells)} cells: {len(plan.finished)} with a record, {len(plan.missing)} to run; "
+            f"results in {results}/"
+        )
+    if plan.missing:
+        _run_missing(plan.missing, results, workers, threads, device, quiet=as_json)
+    plan = runner.plan(cells, results)
+    _report(results, grid, cells, as_json)
+    bad = [r for r in plan.finished if r.status != "done"]
+    for record in bad:
+        err.print(f"{record.cell.label}: {record.status}: {record.error}")
+    return 1 if bad else 0
+
+
+@app.command()
+def report(
+    grid: Annotated[str | None, typer.Argument(help="A named grid; all records without.")] = None,
+    results: Results = Path("results"),
+    published: Annotated[bool, typer.Option(help="The project's own committed results.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw tables, plots and the HTML page from the records."""
+    from seqbench.suite import runner
+
+    if published:
+        results = _published()
+    if not (results / "records").is_dir():
+        raise UserError(
+            f"report: no records in {results}/; run a grid first (seqbench run quickstart) "
+            "or name the folder with --results"
+        )
+    cells = runner.grid_cells(grid, scale="cpu", seeds=None) if grid else None
+    runner.check_writable(results)
+    _report(results, grid, cells, as_json)
+
+
+@bench_app.command("scan")
+def bench_scan_command(
+    results: Results = Path("results"),
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")] = None,
+    quick: Annotated[bool, typer.Option(help="The headline size alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time the selective scan beside its peers, forward and backward, with peak memory."""
+    raise NotImplementedError
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """List the data sets, where they come from and whether they are here."""
+    from seqbench.tasks import fetch
+
+    rows = [fetch.describe(name) for name in fetch.registry()]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None)
+    for column in ("name", "here", "size", "licence", "source"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(row[c]) for c in ("name", "here", "size", "licence", "source")))
+    out.print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: str,
+    path: Annotated[Path | None, typer.Option(help="A copy that is here already.")] = None,
+) -> None:
+    """Fetch a data set once, checked; an interrupted download goes on."""
+    from seqbench.tasks import fetch
+
+    print(fetch.fetch(name, path=path))
+
+
+@data_app.command("verify")
+def data_verify(names: Annotated[list[str] | None, typer.Argument()] = None, as_json: Json = False) -> int:
+    """Check the data sets that are here against their checksums."""
+    from seqbench.tasks import fetch
+
+    found = {name: fetch.verify(name) for name in names or fetch.registry()}
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, status in found.items():
+            print(f"{name}: {status}")
+    return 1 if any(s.startswith("corrupt") for s in found.values()) else 0
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """Report the environment, the backends with their refusals, and whether forward = step for every model."""
+    from seqbench.suite.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps(findings, indent=2))
+    else:
+        for title, rows in findings.items():
+            out.print(f"[bold]{title}[/bold]")
+            for key, value in rows.items():
+                out.print(f"  {key}: {value}", highlight=False, markup=False)
+    return 1 if any("FAILED" in str(v) for rows in findings.values() for v in rows.values()) else 0
+
+
+def _run_missing(
+    cells: Sequence[Cell],
+    results: Path,
+    workers: int | None,
+    threads: int,
+    device: str,
+    quiet: bool,
+) -> None:
+    from seqbench.suite.environment import cores
+    from seqbench.suite.launchers import local
+
+    count = workers or max(1, cores() // threads)
+    with _progress(cells, min(count, len(cells)), quiet) as on_event:
+        local.run(cells, results, workers=count, threads=threads, device=device, on_event=on_event)
+
+
+@contextmanager
+def _progress(cells: Sequence[Cell], workers: int, quiet: bool) -> Iterator[Any]:
+    """A bar for the grid and one for each worker; without a terminal, a line for every finished cell."""
+    if quiet or not err.is_terminal:
+
+        def on_line(worker: int, cell: Cell, event: Mapping[str, Any]) -> None:
+            if event["event"] == "done" and not quiet:
+                note = f": {event['error']}" if event["error"] else ""
+                err.print(f"{cell.label}: {event['status']}{note}")
+            elif event["event"] == "log":
+                err.print(event["message"])
+
+        yield on_line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err) as progress:
+        whole = progress.add_task("grid", total=len(cells), note="")
+        bars: dict[int, TaskID] = {}
+
+        def on_event(worker: int, cell: Cell, event: Mapping[str, Any]) -> None:
+            kind = event["event"]
+            if kind == "start":
+                if worker in bars:
+                    progress.remove_task(bars[worker])
+                bars[worker] = progress.add_task(cell.label, total=cell.train.steps, note="")
+            elif kind == "step":
+                value = event["value"]
+                note = f"loss {event['loss']:.3f}"
+                if event["stage"] is not None:
+                    note += f"  stage {event['stage']}"
+                if value is not None:
+                    note += f"  {event['headline']} {value:.3f}"
+                progress.update(bars[worker], completed=event["step"], note=note)
+            elif kind == "testing":
+                progress.update(bars[worker], completed=cell.train.steps, note="testing")
+            elif kind == "log":
+                progress.console.print(event["message"])
+            elif kind == "done":
+                progress.advance(whole)
+                progress.remove_task(bars.pop(worker))
+                progress.console.print(f"{cell.label}: {event['status']}")
+
+        yield on_event
+
+
+def _report(results: Path, grid: str | None, cells: Sequence[Cell] | None, as_json: bool) -> None:
+    from seqbench.suite.report import write_report
+
+    paths = write_report(results, grid=grid, cells=cells)
+    raise NotImplementedError(paths)
+
+
+def _published() -> Path:
+    folder = Path(__file__).resolve().parent.parent / "results" / "published"
+    if not folder.is_dir():
+        raise UserError("--published: the project's own results come with a checkout, not with the wheel")
+    return folder
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise UserError(f"{option} {text}: give comma-separated integers, as in 0,1,2") from None
+
+
+def _check_range(option: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UserError(f"{option} {value}: must be at least {least}")
+
+
+def _users_fault(error: Exception) -> bool:
+    if isinstance(error, UserError):
+        return True
+    # The errors of tasks, models and kernels; looked up late, since their modules import torch.
+    kinds = {"TaskError", "ModelError", "BackendRefused", "UnknownBackend"}
+    return any(c.__name__ in kinds for c in type(error).__mro__)
+
+
+def _fail(message: str, status: int) -> None:
+    err.print(f"seqbench: {' '.join(message.split())}")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""From text to configs: `--set` assignments and scales become a frozen, checked Cell.
+
+A misspelt key is an error with its path and the close matches; a wrong type names the key, the value
+and what is valid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from seqbench.models.base import ModelError
+from seqbench.suite.discovery import task_class, unknown
+from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
+from seqbench.tasks.base import Task
+
+C = TypeVar("C")
+SECTIONS = ("task", "model", "train")
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`train.steps=500` -> ("train.steps", 500); the value is JSON where it parses, else the text."""
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise UserError(
+            f"--set {text!r}: write SECTION.KEY=VALUE with SECTION one of {', '.join(SECTIONS)}, "
+            "as in train.steps=500"
+        )
+    if key.split(".")[0] not in SECTIONS:
+        raise unknown(f"section in --set {text!r}:", key.split(".")[0], SECTIONS)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, None if value.lower() == "none" else value
+
+
+def build_config(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+    """A config dataclass from plain values; raises UserError for unknown keys and wrong types."""
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise unknown(f"key {where}.{key}:", key, names)
+    try:
+        return _adapter(cls).validate_python(dict(values))  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in (where, *first["loc"]))
+        raise UserError(f"{key}={first['input']!r}: {_uncapitalised(first['msg'])}") from None
+
+
+def prepared_task(name: str, config: Mapping[str, Any]) -> Task:
+    """The task with that config, its data ready; opened once for every distinct config."""
+    return _prepared(name, json.dumps(dict(config), sort_keys=True))
+
+
+def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] = ()) -> Cell:
+    """The cell of a request: the task's scale, then the grid's own settings, then `--set`."""
+    cls = task_class(request.task)
+    if request.scale not in cls.scales:
+        raise unknown(f"scale of task {request.task}:", request.scale, cls.scales)
+    scale = cls.scales[request.scale]
+    values: dict[str, dict[str, Any]] = {
+        "task": dict(scale.task),
+        "model": dict(scale.model),
+        "train": dict(scale.train),
+    }
+    for path, value in [*request.settings.items(), *assignments]:
+        section, key = path.split(".", 1)
+        values[section][key] = value
+    config = build_config(cls.Config, values["task"], "task")
+    train = build_config(TrainConfig, values["train"], "train")
+    _check_train(train)
+    task_config = _plain(asdict(config))
+    task = prepared_task(request.task, task_config)
+    check_model(request.model, task.vocab_size, values["model"])
+    changed = [path for path, _ in assignments if path.split(".")[0] in ("task", "model", "train")]
+    return Cell(
+        task=request.task,
+        model=request.model,
+        seed=seed,
+        scale=request.scale,
+        scale_note=scale.note + (f" Changed by hand: {', '.join(changed)}." if changed else ""),
+        task_config=task_config,
+        model_config=_plain(values["model"]),
+        train=train,
+        data_fingerprint=task.fingerprint(),
+    )
+
+
+def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
+    """Builds the model on the meta device: every mistake in its name or options shows before the grid starts."""
+    import torch
+
+    from seqbench.models.build import build_model
+
+    try:
+        with torch.device("meta"):
+            build_model(name, vocab_size=vocab_size, **config)
+    except ModelError:
+        raise
+    except TypeError as error:
+        raise UserError(f"model {name!r} with {dict(config)}: {error}") from error
+
+
+def _check_train(train: TrainConfig) -> None:
+    for key in ("steps", "batch_size", "eval_every", "eval_batches", "test_batches"):
+        if getattr(train, key) < 1:
+            raise UserError(f"train.{key}={getattr(train, key)}: must be at least 1")
+    if not train.lr > 0:
+        raise UserError(f"train.lr={train.lr}: must be above 0")
+
+
+@lru_cache(maxsize=64)
+def _prepared(name: str, config: str) -> Task:
+    cls = task_class(name)
+    task = cls(build_config(cls.Config, json.loads(config), "task"))
+    task.prepare()
+    return task
+
+
+@lru_cache(maxsize=64)
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    # Strict scalars: "12" for an int, or 1 for a bool, is a mistake worth hearing of.
+    config = ConfigDict(strict=False, allow_inf_nan=False)
+    if not hasattr(cls, "__pydantic_config__"):
+        cls.__pydantic_config__ = config
+    return TypeAdapter(cls)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists and so on: what comes back from JSON is what went in."""
+    return json.loads(json.dumps(value))
+
+
+def _uncapitalised(text: str) -> str:
+    return text[:1].lower() + text[1:]

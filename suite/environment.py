@@ -1,0 +1,100 @@
+"""Where a cell ran: versions, device, threads, commit, determinism level; part of its record, not its identity."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("seqbench", "torch", "lightning", "triton", "numpy", "torchaudio", "pyfaidx", "tokenizers")
+
+
+def environment(device: torch.device, backends: dict[str, str]) -> dict[str, Any]:
+    """The environment as plain data; `backends` are the kernels that really ran."""
+    return {
+        "commit": commit()[0],
+        "dirty": commit()[1],
+        "python": platform.python_version(),
+        "versions": {p: v for p in PACKAGES if (v := _version(p))},
+        "platform": platform.platform(terse=True),
+        "processor": processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "backends": backends,
+        # What running the cell again on this machine gives.
+        "determinism": "bitwise, at the same number of threads"
+        if device.type == "cpu"
+        else "not guaranteed: cuBLAS and atomics may reorder sums",
+    }
+
+
+@lru_cache(maxsize=1)
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of the checkout the code lies in and whether it has changes; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", str(Path(__file__).name)):
+            return None, None  # an installed copy that lies inside somebody else's checkout
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The CPU's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement of peak memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM restarts from now
+    except OSError:
+        pass
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes since the reset: of the device's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cores() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,93 @@
+"""Runs the missing cells of a grid: which have no record, in worker processes, surviving the death of any."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqbench.suite.configuration import resolve
+from seqbench.suite.discovery import grid_module
+from seqbench.suite.experiment import Cell, Request, UserError
+from seqbench.suite.records import Record, load, path_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A grid split into what has a record and what has none."""
+
+    cells: tuple[Cell, ...]
+    finished: tuple[Record, ...]
+    missing: tuple[Cell, ...]
+
+
+def grid_cells(
+    name: str,
+    *,
+    scale: str,
+    seeds: Sequence[int] | None,
+    assignments: Sequence[tuple[str, object]] = (),
+) -> list[Cell]:
+    """The cells of a named grid, in its order; `seeds` instead of the grid's own where given."""
+    module = grid_module(name)
+    requests: Iterable[Request] = module.requests(scale)
+    wanted = tuple(seeds) if seeds is not None else tuple(module.SEEDS)
+    requests = list(requests)
+    return _distinct([resolve(r, seed, assignments) for seed in wanted for r in requests])
+
+
+def product_cells(
+    tasks: Sequence[str],
+    models: Sequence[str],
+    *,
+    scale: str,
+    seeds: Sequence[int],
+    assignments: Sequence[tuple[str, object]] = (),
+) -> list[Cell]:
+    """Every task with every model and seed."""
+    return _distinct(
+        [
+            resolve(Request(task=t, model=m, scale=scale), seed, assignments)
+            for seed in seeds
+            for t in tasks
+            for m in models
+        ]
+    )
+
+
+def plan(cells: Sequence[Cell], results: Path) -> Plan:
+    """What is there and what is to run. A record that cannot be read raises UserError."""
+    finished, missing = [], []
+    for cell in cells:
+        path = path_of(results, cell)
+        if path.exists():
+            finished.append(load(path))
+        else:
+            missing.append(cell)
+    return Plan(cells=tuple(cells), finished=tuple(finished), missing=tuple(missing))
+
+
+def check_writable(results: Path) -> None:
+    """UserError unless files can be made in the results folder (it is created)."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=results, prefix=".write-test-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"results folder {results}: cannot write there ({os.strerror(error.errno or 0)}); "
+            "make it writable or name another with --results"
+        ) from error
+
+
+def _distinct(cells: list[Cell]) -> list[Cell]:
+    return list({cell.digest: cell for cell in cells}.values())
+
+
+def forget(cells: Sequence[Cell], results: Path, status: str) -> None:
+    """Deletes the records of cells that ended so, for another try."""
+    for record in plan(cells, results).finished:
+        if record.status == status:
+            path_of(results, record.cell).unlink()
