@@ -282,7 +282,7 @@ def _run(
     end = train.steps if stop_after is None else min(train.steps, module.step + stop_after)
     if module.step < train.steps and not _stopped(module):
         model.train()
-        _fit(module, range(module.step, end), device)
+        fit(module, range(module.step, end), device)
         if module.step < train.steps and not _stopped(module):
             checkpoint.write(saved, *module.pack())
             return None
@@ -336,7 +336,8 @@ def _run(
     )
 
 
-def _fit(module: CellModule, steps: range, device: torch.device) -> None:
+def fit(module: CellModule, steps: range, device: torch.device) -> None:
+    """Takes the steps of that range through Lightning."""
     train = module.cell.train
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():

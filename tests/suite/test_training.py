@@ -1,0 +1,157 @@
+"""Training a cell: a run cut into pieces is the run in one go, stopping looks at validation, failures are recorded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqbench.suite import checkpoint, training
+from seqbench.suite.configuration import resolve
+from seqbench.suite.experiment import Cell, Request, UserError
+from seqbench.suite.records import Record
+from seqbench.suite.training import run_cell
+
+SETTINGS: dict[str, Any] = {
+    "task.length": 32,
+    "model.d_model": 16,
+    "model.num_layers": 1,
+    "train.steps": 30,
+    "train.batch_size": 8,
+    "train.eval_every": 5,
+    "train.eval_batches": 1,
+    "train.test_batches": 2,
+    "train.warmup_steps": 5,
+    "train.stop_at": None,
+    "train.curriculum": True,
+}
+
+
+def cell(model: str = "mamba", **changes: Any) -> Cell:
+    settings = SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
+    return resolve(Request(task="induction-heads", model=model, settings=settings), seed=3)
+
+
+def timeless(record: Record) -> dict[str, Any]:
+    """The record without what a clock or a memory meter wrote."""
+    plain = asdict(record)
+    for name in ("cost", "environment"):
+        plain.pop(name)
+    for point in plain["curve"]:
+        point.pop("seconds")
+    return plain
+
+
+def run(cell: Cell, results: Path, **options: Any) -> Record:
+    record = run_cell(cell, results, device="cpu", **options)
+    assert record is not None and record.status == "done", record
+    return record
+
+
+@pytest.mark.parametrize("model", ["mamba", "s4", "transformer"])
+def test_a_run_cut_into_pieces_gives_the_record_of_the_whole(model: str, tmp_path: Path) -> None:
+    one = cell(model)
+    whole = run(one, tmp_path / "whole")
+    pieces = tmp_path / "pieces"
+    assert run_cell(one, pieces, device="cpu", stop_after=7) is None
+    assert run_cell(one, pieces, device="cpu", stop_after=11) is None
+    torch.manual_seed(99)  # what the process did in between does not matter
+    assert timeless(run(one, pieces)) == timeless(whole)
+
+
+def test_a_finished_checkpoint_does_not_stand_in_for_a_deleted_record(tmp_path: Path) -> None:
+    one = cell()
+    assert timeless(run(one, tmp_path)) == timeless(run(one, tmp_path))
+
+
+def test_seeds_give_different_runs_and_share_the_test_set(tmp_path: Path) -> None:
+    one = cell()
+    other = replace(one, seed=4)
+    a, b = run(one, tmp_path), run(other, tmp_path)
+    assert a.digest != b.digest
+    assert a.test["loss"] != b.test["loss"]
+
+
+def test_stops_at_the_asked_validation_score(tmp_path: Path) -> None:
+    record = run(cell(train__stop_at=0.0), tmp_path)  # any accuracy is at least 0
+    assert record.solved_at == 5 and record.steps_done == 5
+
+
+def test_patience_stops_a_run_that_no_longer_gains(tmp_path: Path) -> None:
+    record = run(cell(train__lr=1e-12, train__patience=2, train__curriculum=False), tmp_path)
+    assert record.steps_done < 30 and record.solved_at is None
+
+
+def test_the_test_score_is_of_the_best_validated_weights(tmp_path: Path) -> None:
+    """Training that wrecks the weights after the first validation does not touch the test score."""
+    good = run(cell(train__steps=5, train__warmup_steps=0, train__schedule="constant"), tmp_path)
+
+    class Wrecked(training.CellModule):
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            if self.step >= 5:
+                with torch.no_grad():
+                    for parameter in self.model.parameters():
+                        parameter.mul_(3.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CellModule", Wrecked)
+        long = run(cell(train__warmup_steps=0, train__schedule="constant"), tmp_path)
+    assert long.steps_done == 30
+    best = max(point.validation["accuracy"] for point in long.curve)
+    assert long.curve[0].validation["accuracy"] == best == good.curve[0].validation["accuracy"]
+    assert long.test == good.test
+
+
+def test_the_rate_moves_in_the_optimizer_itself(tmp_path: Path) -> None:
+    record = run(cell(), tmp_path)
+    rates = [point.lr for point in record.curve]
+    assert rates[0] > rates[1] > rates[-1] > 0
+
+
+def test_a_loss_that_is_not_finite_is_recorded_as_diverged(tmp_path: Path) -> None:
+    record = run_cell(cell(train__lr=1e30, train__clip=0.0), tmp_path, device="cpu")
+    assert record is not None
+    assert record.status == "diverged" and record.error is not None and "step" in record.error
+
+
+def test_an_exception_of_the_model_is_recorded_as_failed(tmp_path: Path) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no such luck")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_model", broken)
+        record = run_cell(cell(), tmp_path, device="cpu")
+    assert record is not None
+    assert record.status == "failed" and record.error is not None and "no such luck" in record.error
+
+
+def test_the_curriculum_goes_through_its_stages_and_ends_in_the_task(tmp_path: Path) -> None:
+    record = run(cell(train__curriculum_pass=2.0), tmp_path)  # no stage is ever passed, only timed out
+    stages = [point.stage for point in record.curve]
+    assert stages[0] is not None
+    known = [s for s in stages if s is not None]
+    assert known == sorted(known)
+    assert stages[-3:] == [None] * 3  # by half of the steps every stage is over
+
+
+def test_a_torn_checkpoint_is_named_with_its_remedy(tmp_path: Path) -> None:
+    one = cell()
+    run_cell(one, tmp_path, device="cpu", stop_after=6)
+    (file,) = (tmp_path / "checkpoints").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="delete it"):
+        run_cell(one, tmp_path, device="cpu")
+
+
+def test_a_checkpoint_keeps_tensors_and_plain_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tied = torch.randn(3)
+    checkpoint.write(path, {"a": tied, "b": tied}, {"step": 1, "stage": None})
+    tensors, state = checkpoint.read(path)
+    assert torch.equal(tensors["a"], tied) and torch.equal(tensors["b"], tied)
+    assert state == {"step": 1, "stage": None}
+    assert list(tmp_path.iterdir()) == [path]
