@@ -1,0 +1,108 @@
+"""Which backend runs a kernel: each may refuse a call, and `auto` takes one that does not.
+
+An op is a package beside this file; its backends are the modules in it named `reference`, `cpu`,
+`triton`, or `torch_<how>`, found by file and imported when first asked for. Each exposes
+`refuse(**call) -> str | None`, which looks at devices, dtypes and shapes only: it is also asked
+about torch.compile's fake tensors. Each package exposes `example(device)`, a small call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMES = ("triton", "cpu", "torch", "reference")
+
+_log = logging.getLogger(__name__)
+_announced: set[str] = set()
+_used: dict[str, str] = {}
+
+
+class BackendRefused(RuntimeError):
+    """The backend asked for by name cannot take this call; the message says why."""
+
+
+def resolve(op: str, backend: str, call: Mapping[str, Any]) -> tuple[str, ModuleType]:
+    """The name and module of the backend that takes `call`, the op's tensors by argument name.
+
+    `auto` prefers the device's own backend and falls back on torch; a name never falls back.
+    """
+    available = _modules(op)
+    if backend != "auto":
+        if backend not in available:
+            raise BackendRefused(
+                f"{op}: no backend {backend!r}; valid: auto, {', '.join(available)}"
+            )
+        reason = load(op, backend).refuse(**call)
+        if reason is not None:
+            raise BackendRefused(f"{op}: backend {backend!r} refuses this call: {reason}")
+        return backend, load(op, backend)
+    device = next(value for value in call.values() if isinstance(value, Tensor)).device.type
+    refusals: list[str] = []
+    for name in ("cpu" if device == "cpu" else "triton", "torch"):
+        if name not in available:
+            continue
+        reason = load(op, name).refuse(**call)
+        if reason is None:
+            _announce(op, name, device, refusals)
+            return name, load(op, name)
+        refusals.append(f"{name}: {reason}")
+    raise BackendRefused(f"{op}: every backend refuses this call: {'; '.join(refusals)}")
+
+
+def load(op: str, backend: str) -> ModuleType:
+    """The backend's module, imported now if it was not."""
+    return importlib.import_module(_modules(op)[backend])
+
+
+def record(op: str, backend: str) -> None:
+    """Notes that `backend` ran `op`; the ops call this."""
+    _used[op] = backend
+
+
+def used() -> dict[str, str]:
+    """Op -> the backend that really ran it last in this process."""
+    return dict(_used)
+
+
+def backends(op: str = "selective_scan") -> dict[str, str | None]:
+    """Backend -> None if it runs on a device of this machine, else why not."""
+    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    example = importlib.import_module(f"{__package__}.{op}").example
+    return {
+        name: _refusal(op, name, [example(device) for device in devices]) for name in _modules(op)
+    }
+
+
+def _refusal(op: str, name: str, calls: list[Mapping[str, Any]]) -> str | None:
+    try:
+        backend = load(op, name)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    reasons = [backend.refuse(**call) for call in calls]
+    return None if None in reasons else reasons[0]
+
+
+@functools.cache
+def _modules(op: str) -> dict[str, str]:
+    """Backend name -> full module name, in the order of NAMES."""
+    package = importlib.import_module(f"{__package__}.{op}")
+    stems = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    found = {stem.partition("_")[0] if stem.startswith("torch_") else stem: stem for stem in stems}
+    return {name: f"{package.__name__}.{found[name]}" for name in NAMES if name in found}
+
+
+def _announce(op: str, name: str, device: str, refusals: list[str]) -> None:
+    """Logs a choice once a process; at WARNING if the device's own backend refused."""
+    line = f"{op}: backend {name} on {device}" + "".join(f" ({refusal})" for refusal in refusals)
+    if line not in _announced:
+        _announced.add(line)
+        _log.log(logging.WARNING if refusals else logging.INFO, line)
