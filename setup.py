@@ -1,4 +1,4 @@
-"""Maps the four code folders at the top of the repository into the one import package `seqbench`."""
+"""Maps the four code folders at the top of the repository into the one package `seqbench`."""
 
 from setuptools import find_namespace_packages, setup
 
@@ -11,5 +11,18 @@ setup(
         for name in FOLDERS
         for package in find_namespace_packages(".", include=[name, f"{name}.*"])
     ],
-    package_data={"": ["py.typed", "*.cpp", "*.h", "*.md", "*.gz", "*.flac", "*.ogg", "*.json", "*.html", "*.csv"]},
+    package_data={
+        "": [
+            "py.typed",
+            "*.cpp",
+            "*.h",
+            "*.md",
+            "*.gz",
+            "*.flac",
+            "*.ogg",
+            "*.json",
+            "*.html",
+            "*.csv",
+        ]
+    },
 )

@@ -16,7 +16,7 @@ State = Any
 
 
 class ModelError(ValueError):
-    """A mistake in a model's name or options that its user can mend: one line that names the remedy."""
+    """A mistake in a model's name or options; one line that names the remedy."""
 
 
 class SequenceLayer(nn.Module, ABC):
@@ -28,7 +28,7 @@ class SequenceLayer(nn.Module, ABC):
     def forward(self, x_BLD: Tensor, state: State) -> tuple[Tensor, State]: ...
     @abstractmethod
     def forward(self, x_BLD: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
-        """Without a state: starts from the zero state. With one: continues from it and returns the next."""
+        """From the zero state; or continuing from a state, with the next state returned."""
 
     @abstractmethod
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:

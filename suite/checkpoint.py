@@ -1,6 +1,6 @@
-"""Mid-run checkpoints: one safetensors file a cell, tensors beside a plain-data state, written atomically.
+"""Mid-run checkpoints: one safetensors file a cell, tensors and plain data, written atomically.
 
-No pickle: the state is JSON in the file's header, so that opening somebody's checkpoint runs no code.
+No pickle: the state is JSON in the file's header, so opening somebody's checkpoint runs no code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = json.loads((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}); delete it and run again") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error}); delete it and run again"
+        ) from error
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The commands; the only place that prints. A user's mistake is one line on stderr and exit status 2."""
+"""The commands; the only place that prints. A user's mistake is one line on stderr, status 2."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from seqbench.suite.experiment import Cell, UserError
 
 app = typer.Typer(
     name="seqbench",
-    help="Sequence models compared across modalities: train a task x model grid, report it, time it.",
+    help="Sequence models compared across modalities: train a grid, report it, time it.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -126,14 +126,20 @@ def run(
     _check_range("--workers", workers, 1)
     _check_range("--threads", threads, 1)
     if (grid is None) == (tasks is None and models is None):
-        raise UserError("run: name a grid (seqbench list grids) or give --tasks and --models, not both")
+        raise UserError(
+            "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
+        )
     if grid is not None:
         cells = runner.grid_cells(grid, scale=scale, seeds=chosen, assignments=assignments)
     else:
         if tasks is None or models is None:
             raise UserError("run: --tasks and --models go together")
         cells = runner.product_cells(
-            _names(tasks), _names(models), scale=scale, seeds=chosen or (0,), assignments=assignments
+            _names(tasks),
+            _names(models),
+            scale=scale,
+            seeds=chosen or (0,),
+            assignments=assignments,
         )
     runner.check_writable(results)
     if retry is not None:
@@ -181,7 +187,9 @@ def report(
 @bench_app.command("scan")
 def bench_scan_command(
     results: Results = Path("results"),
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; by default torch's own.")
+    ] = None,
     quick: Annotated[bool, typer.Option(help="The headline size alone.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -218,7 +226,9 @@ def data_fetch(
 
 
 @data_app.command("verify")
-def data_verify(names: Annotated[list[str] | None, typer.Argument()] = None, as_json: Json = False) -> int:
+def data_verify(
+    names: Annotated[list[str] | None, typer.Argument()] = None, as_json: Json = False
+) -> int:
     """Check the data sets that are here against their checksums."""
     from seqbench.tasks import fetch
 
@@ -233,7 +243,7 @@ def data_verify(names: Annotated[list[str] | None, typer.Argument()] = None, as_
 
 @app.command()
 def doctor(as_json: Json = False) -> int:
-    """Report the environment, the backends with their refusals, and whether forward = step for every model."""
+    """Report the environment, each backend's refusal, and whether forward = step holds."""
     from seqbench.suite.doctor import examine
 
     findings = examine()
@@ -265,7 +275,7 @@ def _run_missing(
 
 @contextmanager
 def _progress(cells: Sequence[Cell], workers: int, quiet: bool) -> Iterator[Any]:
-    """A bar for the grid and one for each worker; without a terminal, a line for every finished cell."""
+    """A bar for the grid and one a worker; without a terminal, a line for every finished cell."""
     if quiet or not err.is_terminal:
 
         def on_line(worker: int, cell: Cell, event: Mapping[str, Any]) -> None:
@@ -325,7 +335,9 @@ def _report(results: Path, grid: str | None, cells: Sequence[Cell] | None, as_js
 def _published() -> Path:
     folder = Path(__file__).resolve().parent.parent / "results" / "published"
     if not folder.is_dir():
-        raise UserError("--published: the project's own results come with a checkout, not with the wheel")
+        raise UserError(
+            "--published: the project's own results come with a checkout, not with the wheel"
+        )
     return folder
 
 

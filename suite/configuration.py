@@ -1,7 +1,7 @@
 """From text to configs: `--set` assignments and scales become a frozen, checked Cell.
 
-A misspelt key is an error with its path and the close matches; a wrong type names the key, the value
-and what is valid.
+A misspelt key is an error with its path and the close matches; a wrong type names the key, the
+value and what is valid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECTIONS = ("task", "model", "train")
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """`train.steps=500` -> ("train.steps", 500); the value is JSON where it parses, else the text."""
+    """`train.steps=500` -> ("train.steps", 500); JSON where it parses, else text."""
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
         raise UserError(
@@ -93,7 +93,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
 
 
 def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
-    """Builds the model on the meta device: every mistake in its name or options shows before the grid starts."""
+    """Builds the model on the meta device: a wrong name or option shows before the grid starts."""
     import torch
 
     from seqbench.models.build import build_model

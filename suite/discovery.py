@@ -1,7 +1,7 @@
-"""Name -> class: by file name in the package's folders, by entry point, or as path/to/file.py; always lazily.
+"""Name -> class: by file name, by entry point, or as path/to/file.py; always lazily.
 
-A built-in is named by its file (`tasks/induction_heads.py` is `induction-heads`); nothing is imported
-before it is asked for. Another package adds its own through the entry-point groups `seqbench.tasks`
+A built-in is named by its file (`tasks/induction_heads.py` is `induction-heads`); nothing is
+imported before it is asked for. Another package adds its own through the entry-point groups `seqbench.tasks`
 and `seqbench.grids`; anybody can name a Python file.
 """
 
@@ -42,7 +42,9 @@ def task_class(name: str) -> type[Task]:
     """The task class of that name, or of a file `path/to/file.py`."""
     from seqbench.tasks.base import Task
 
-    module = _module("task", name, {n: f"seqbench.tasks.{p.stem}" for n, p in _task_files().items()})
+    module = _module(
+        "task", name, {n: f"seqbench.tasks.{p.stem}" for n, p in _task_files().items()}
+    )
     if inspect.isclass(module):
         found = [module]
     else:
@@ -64,7 +66,9 @@ def task_class(name: str) -> type[Task]:
 
 def grid_module(name: str) -> ModuleType:
     """The grid file of that name, or `path/to/file.py`: docstring, SEEDS, requests(scale)."""
-    module = _module("grid", name, {n: f"seqbench.suite.grids.{p.stem}" for n, p in _grid_files().items()})
+    module = _module(
+        "grid", name, {n: f"seqbench.suite.grids.{p.stem}" for n, p in _grid_files().items()}
+    )
     if not callable(getattr(module, "requests", None)):
         raise UserError(f"grid {name!r}: the file defines no function requests(scale)")
     assert isinstance(module, ModuleType)
@@ -97,7 +101,9 @@ def _module(kind: str, name: str, built_in: dict[str, str]) -> ModuleType | type
 
 def _load_file(kind: str, path: Path) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"{kind} {str(path)!r}: no such file; give a name or the path of a Python file")
+        raise UserError(
+            f"{kind} {str(path)!r}: no such file; give a name or the path of a Python file"
+        )
     key = f"seqbench_plugin_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
     if key in sys.modules:
         return sys.modules[key]
@@ -130,7 +136,9 @@ def _defines_a_task(path: Path) -> bool:
 
 
 def _grid_files() -> dict[str, Path]:
-    return {_dashed(p.stem): p for p in sorted((SUITE / "grids").glob("*.py")) if p.stem != "__init__"}
+    return {
+        _dashed(p.stem): p for p in sorted((SUITE / "grids").glob("*.py")) if p.stem != "__init__"
+    }
 
 
 def _entry_points(group: str) -> Iterable[EntryPoint]:

@@ -1,4 +1,4 @@
-"""What `seqbench doctor` finds: the environment, the backends with their refusals, forward = step."""
+"""What `seqbench doctor` finds: the environment, the backends' refusals, forward = step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Where a cell ran: versions, device, threads, commit, determinism level; part of its record, not its identity."""
+"""Where a cell ran: versions, device, threads, commit; in its record, not in its identity."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -12,7 +13,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("seqbench", "torch", "lightning", "triton", "numpy", "torchaudio", "pyfaidx", "tokenizers")
+PACKAGES = (
+    "seqbench",
+    "torch",
+    "lightning",
+    "triton",
+    "numpy",
+    "torchaudio",
+    "pyfaidx",
+    "tokenizers",
+)
 
 
 def environment(device: torch.device, backends: dict[str, str]) -> dict[str, Any]:
@@ -36,7 +46,7 @@ def environment(device: torch.device, backends: dict[str, str]) -> dict[str, Any
 
 @lru_cache(maxsize=1)
 def commit() -> tuple[str | None, bool | None]:
-    """The commit of the checkout the code lies in and whether it has changes; None outside a checkout."""
+    """The checkout's commit and whether it has changes; None outside a checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -57,7 +67,9 @@ def processor() -> str:
     """The CPU's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -66,10 +78,8 @@ def reset_peak_memory(device: torch.device) -> None:
     """Starts a new measurement of peak memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM restarts from now
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):  # not Linux
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM restarts from now
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Evaluation: sums over scored tokens, in row groups and in pieces with carried state, in bounded memory."""
+"""Evaluation in bounded memory: by groups of rows, and in pieces with carried state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def evaluate(
     max_tokens: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Metrics of a model on a split, over whole batches up to about `max_tokens` tokens, at least one.
+    """Metrics of a model on a split: whole batches up to about `max_tokens` tokens, at least one.
 
     A batch with more than MAX_TOKENS tokens goes through in groups of rows, and a row longer than
     that in pieces that carry the model's state.

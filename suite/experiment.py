@@ -1,4 +1,4 @@
-"""What runs: Cell, one frozen and fully resolved grid cell with its digest, and Grid, a named list of cells."""
+"""What runs: Cell, one frozen and fully resolved grid cell with its digest."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-# Raised by a change to code that alters results (a layer, the loss, a stream): old records stop matching.
+# Raised by a change to code that alters results (a layer, the loss, a stream): old records then
+# stop matching.
 RESULTS_VERSION = 1
 
 
 class UserError(ValueError):
-    """A user's mistake: one line that names the value, where it came from, what is valid, the remedy."""
+    """A user's mistake: one line with the value, where it came from, what is valid, the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class TrainConfig:
     patience: int | None = None  # stop after so many validations without gain
     curriculum: bool = False  # go through the task's stages, easiest first
     curriculum_pass: float = 0.9  # training accuracy that ends a stage
-    curriculum_until: float = 0.5  # by this fraction of the steps every stage is over, passed or not
+    curriculum_until: float = (
+        0.5  # by this fraction of the steps every stage is over, passed or not
+    )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
 
@@ -75,7 +78,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A cell as a grid file or the command line asks for it: names, and what to change of the scale."""
+    """A cell as a grid or the command line asks for it: names, and changes to the scale."""
 
     task: str
     model: str

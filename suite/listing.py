@@ -1,4 +1,4 @@
-"""What `seqbench list` shows: tasks, models, grids and backends as plain rows with a name and a summary."""
+"""What `seqbench list` shows: tasks, models, grids and backends as plain rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def backends() -> list[Row]:
     from seqbench.kernels import dispatch
 
     return [
-        {"name": name, "summary": f"refuses: {reason}" if reason else "available", "refusal": reason}
+        {
+            "name": name,
+            "summary": f"refuses: {reason}" if reason else "available",
+            "refusal": reason,
+        }
         for name, reason in dispatch.backends().items()
     ]
 

@@ -1,4 +1,4 @@
-"""Record: one JSON file per finished cell, the only truth the reports are drawn from. Imports no torch."""
+"""Record: one JSON file per finished cell, the only truth of the reports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Record:
     headline: str = ""  # the task's headline metric, and below whether higher is better
     higher_is_better: bool = True
     test: Mapping[str, float] = field(default_factory=dict)
-    variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # label -> test metrics
+    variants: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # label -> test metrics
     chance: float | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()

@@ -1,4 +1,4 @@
-"""Runs the missing cells of a grid: which have no record, in worker processes, surviving the death of any."""
+"""Which cells a grid has, and which of them have a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains one cell: the LightningModule, its validations and checkpoints, and run_cell(cell) -> Record.
+"""Trains one cell: the LightningModule, validations, checkpoints, and run_cell(cell) -> Record.
 
 The data stream, the rate and the curriculum are functions of the step and of the checkpointed state
 alone, so a run that was killed goes on with the very batches it would have seen.
@@ -119,8 +119,7 @@ class CellModule(lightning.LightningModule):
         train, last = self.cell.train, self.task.num_stages
         forced = int(self.step / max(1.0, train.curriculum_until * train.steps) * last)
         passed = (
-            self.accuracy >= train.curriculum_pass
-            and self.step - self.stage_started >= STAGE_STEPS
+            self.accuracy >= train.curriculum_pass and self.step - self.stage_started >= STAGE_STEPS
         )
         stage = max(self.stage + passed, forced)
         if stage != self.stage:
@@ -205,12 +204,20 @@ class CellModule(lightning.LightningModule):
         """Puts back what `pack` took, but for the optimizer, which does not exist yet."""
         self.model.load_state_dict(_below("model/", tensors))
         self.best = _below("best/", tensors)
-        for name in ("step", "tokens", "seconds", "stage", "stage_started", "accuracy", "solved_at"):
+        for name in (
+            "step",
+            "tokens",
+            "seconds",
+            "stage",
+            "stage_started",
+            "accuracy",
+            "solved_at",
+        ):
             setattr(self, name, state[name])
         self.curve = [CurvePoint(**point) for point in state["curve"]]
 
     def on_train_start(self) -> None:
-        """A resumed run's optimizer state and random state, once Lightning has made the optimizer."""
+        """A resumed run's optimizer and random state, once Lightning has made the optimizer."""
         if self._resumed is not None:
             checkpoint.unpack_optimizer(self.trainer.optimizers[0], self._resumed)
             torch.set_rng_state(self._resumed["rng/torch"])
@@ -226,7 +233,7 @@ def run_cell(
     listener: Listener = lambda event: None,
     stop_after: int | None = None,
 ) -> Record | None:
-    """Trains and tests a cell, going on from its checkpoint if there is one; never raises for the cell's own failure.
+    """Trains and tests a cell, from its checkpoint if it has one; its own failure is a record too.
 
     `stop_after` ends this sitting after so many steps, checkpointed, and returns None.
     """

@@ -18,7 +18,7 @@ IGNORE = -100  # a target that is not scored; torch's cross_entropy default
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# Metric name -> whether a larger value is better. One metric code serves all tasks, and the name says the unit.
+# Metric name, which says the unit -> whether a larger value is better.
 METRICS: dict[str, bool] = {
     "accuracy": True,  # of scored tokens, 0 to 1
     "sequence_accuracy": True,  # of sequences with every scored token right
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """A named size of a task: what it sets in the task's config, the model and the training recipe."""
+    """A named size of a task: what it sets in the task's config, the model and the recipe."""
 
     note: str  # printed with every table drawn at this scale
     task: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Scale:
 
 
 class Task(ABC):
-    """A benchmark task. A subclass in `tasks/NAME.py` is the task `NAME` (underscores become dashes)."""
+    """A benchmark task: the subclass in `tasks/NAME.py` is the task NAME (with dashes)."""
 
     Config: ClassVar[type]  # frozen, keyword-only dataclass
     scales: ClassVar[Mapping[str, Scale]]  # at least "cpu" and "paper"
@@ -97,7 +97,7 @@ class Task(ABC):
 
     @abstractmethod
     def num_batches(self, split: Split, batch_size: int) -> int | None:
-        """How many batches a pass over the split has; None for an endless (generated) train split."""
+        """Batches of a pass over the split; None for an endless (generated) train split."""
 
     @abstractmethod
     def chance(self) -> float:
@@ -113,7 +113,7 @@ class Task(ABC):
         return 0
 
     def test_variants(self) -> dict[str, Self]:
-        """Label -> the same task under another config (a longer sequence, say), scored on test too."""
+        """Label -> the same task under another config (say, longer), scored on test too."""
         return {}
 
     def units_per_token(self, split: Split) -> float:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from seqbench.kernels import dispatch
-from seqbench.kernels.selective_scan import reference
 from torch import Tensor
 from torch.nn import functional as F
+
+from seqbench.kernels import dispatch
+from seqbench.kernels.selective_scan import reference
 
 __all__ = ["example", "selective_scan", "selective_scan_step"]
 

@@ -31,7 +31,7 @@ class Overhead:
 
 
 def measure_overhead(cell: Cell, *, steps: int = 20, rounds: int = 5) -> Overhead:
-    """Times both loops in turn, `rounds` times each, on this cell's own model, batches and optimizer.
+    """Times both loops in turn, `rounds` times each, on the cell's own model and batches.
 
     Both make their batches, clip and step; the harness does its bookkeeping too. Validation is left
     out of both: it is work asked for, not overhead.
@@ -61,9 +61,7 @@ def _bare(cell: Cell, task: Task, steps: int) -> float:
     began = time.perf_counter()
     for index in range(steps):
         inputs, targets = task.batch("train", index, train.batch_size, seed=cell.seed)
-        loss = F.cross_entropy(
-            model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORE
-        )
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
         optimizer.zero_grad()
         loss.backward()
         if train.clip:

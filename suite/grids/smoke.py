@@ -1,4 +1,4 @@
-"""Every task with mamba, and selective copying with the others, for a few steps: does the whole road hold?
+"""Every task with mamba, selective copying with the others, a few steps: does the road hold?
 
 Cost: under a minute on 2 cores. Expected: nothing learned; every cell done, tables and plots drawn.
 """

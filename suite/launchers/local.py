@@ -1,4 +1,4 @@
-"""The local launcher: N worker processes, one cell at a time each; a worker that dies costs its cell alone."""
+"""The local launcher: N worker processes; one that dies costs its cell alone."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ def _close(process: subprocess.Popen[str]) -> None:
 
 
 def _died(cell: Cell, code: int, log: Path) -> Record:
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+    how = (
+        f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+    )
     last = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     error = f"the worker process was {how}" if code < 0 else f"the worker process {how}"
     if last:

@@ -19,7 +19,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def seqbench(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def seqbench(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "seqbench.suite.cli", *arguments],
         cwd=cwd,

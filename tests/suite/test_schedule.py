@@ -1,5 +1,7 @@
 """The learning rate really moves, as the schedule says."""
 
+from itertools import pairwise
+
 import pytest
 
 from seqbench.suite.experiment import TrainConfig
@@ -15,7 +17,7 @@ def test_warm_up_is_linear_and_reaches_the_peak() -> None:
 def test_cosine_falls_every_step_to_the_minimum() -> None:
     train = TrainConfig(steps=100, lr=1.0, warmup_steps=10, min_lr=0.1)
     rates = [learning_rate(train, step) for step in range(10, 101)]
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in pairwise(rates))
     assert rates[0] == pytest.approx(1.0)
     assert rates[45] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1)
