@@ -1,7 +1,7 @@
 """Name -> class: by file name, by entry point, or as path/to/file.py; always lazily.
 
 A built-in is named by its file (`tasks/induction_heads.py` is `induction-heads`); nothing is
-imported before it is asked for. Another package adds its own through the entry-point groups `seqbench.tasks`
+imported before it is asked for. Another package adds its own through the groups `seqbench.tasks`
 and `seqbench.grids`; anybody can name a Python file.
 """
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so a resumed run needs no state of theirs."""
+"""Learning-rate schedules: pure functions of the step, without a state to resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from seqbench.suite.experiment import TrainConfig
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """The rate of step `step` (0 is the first): linear warm-up, then constant or cosine to min_lr."""
+    """The rate of step `step`, from 0: linear warm-up, then constant or cosine to min_lr."""
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     if train.schedule == "constant":

@@ -15,7 +15,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Runs cells until stdin closes; if it closes within one, the launcher died and so does this."""
+    """Runs cells until stdin closes; if that is within one, the launcher died: so does this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     results, device = Path(sys.argv[1]), sys.argv[2]
     # Whatever a library prints must not mix with the events.
