@@ -1,4 +1,4 @@
-"""The model contract: what a sequence layer, and a whole model, can be asked.
+"""The model contract: what a sequence layer, a block, and a whole model can be asked.
 
 Shapes: B sequences in a batch, L positions, D model width, V vocabulary. A state is any nest of
 tensors (tuple, list, dict) whose leading axis is B; only the layer that made it looks inside.
@@ -7,7 +7,9 @@ tensors (tuple, list, dict) whose leading axis is B; only the layer that made it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, overload
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,22 @@ class ModelError(ValueError):
     """A mistake in a model's name or options; one line that names the remedy."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The config of a part that has nothing to set."""
+
+
 class SequenceLayer(nn.Module, ABC):
-    """Maps (B, L, D) to (B, L, D), causally; the part of a block that mixes over time."""
+    """Maps (B, L, D) to (B, L, D), causally; the part of a block that mixes over time.
+
+    A subclass in `models/layers/NAME.py` is the layer `NAME` (underscores become dashes). It is made
+    as `Layer(width, config, d_model=..., num_layers=...)`: `width` is the D of its input, which a
+    block may have widened; `d_model` the model's, and `num_layers` the depth it is one of.
+    """
+
+    Config: ClassVar[type] = NoOptions  # frozen, keyword-only dataclass
+    complexity: ClassVar[str] = ""  # time to train on L tokens, and to decode one; "O(L), O(1)"
+    fuses_gate: ClassVar[bool] = False  # forward and step take a gate `z` and return y * silu(z)
 
     @overload
     def forward(self, x_BLD: Tensor) -> Tensor: ...
@@ -40,4 +56,45 @@ class SequenceLayer(nn.Module, ABC):
 
     @abstractmethod
     def state_size(self, length: int) -> int:
-        """Numbers carried per sequence after `length` tokens when decoding."""
+        """Numbers carried per sequence after `length` tokens when decoding; a complex one counts 2."""
+
+
+LayerFactory = Callable[[int], SequenceLayer]  # the width of the layer's input -> the layer
+
+
+class Block(SequenceLayer):
+    """An architecture: projections, gates and convolutions around one sequence layer.
+
+    A subclass in `models/blocks/NAME.py` is the block `NAME`. It is made as
+    `Block(d_model, config, make_layer=..., num_layers=...)`, sees the normed residual stream and
+    returns what is added to it. `mlp`, where a block has one, is a second branch that acts on each
+    position alone; the backbone gives it its own norm and residual connection.
+    """
+
+    mlp: nn.Module | None = None
+
+
+def require(condition: bool, name: str, value: object, valid: str) -> None:
+    """Raise the one-line ModelError of an option whose value is not valid."""
+    if not condition:
+        raise ModelError(f"model option {name}={value!r} is not valid: {valid}")
+
+
+def no_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
+    """Mark a parameter that weight decay must leave alone (A, D, Δ bias, ...); returns it."""
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups: decay for matrices, none for vectors (norms, biases, D) and marked parameters."""
+    decay, keep = [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        spared = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
+        (keep if spared else decay).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": keep, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,175 @@
+"""The one residual skeleton around every block: embedding, pre-norm residual stack, final norm, head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqbench.models.base import Block, State, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What every model can set, whatever its block and layer."""
+
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True  # the head reads the embedding's weights
+    positions: Literal["none", "sinusoidal"] = "none"  # added to the embedding
+    dropout: float = 0.0  # on what each branch adds to the residual stream
+
+    def __post_init__(self) -> None:
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "a positive number")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+
+class Backbone(nn.Module):
+    """tokens (B, L) -> logits (B, L, V), for training; `step` decodes one token at a time.
+
+    A state is {"blocks": one state a block} and, with positions, {"position": (B,) int64}.
+    """
+
+    def __init__(
+        self,
+        make_block: Callable[[], Block],
+        config: BackboneConfig,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.d_model = d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.layers = nn.ModuleList(
+            _ResidualLayer(make_block(), config, d_model) for _ in range(num_layers)
+        )
+        self.final_norm = _norm(config, d_model)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    @overload
+    def forward(self, tokens_BL: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, tokens_BL: Tensor, state: State) -> tuple[Tensor, State]: ...
+    def forward(
+        self, tokens_BL: Tensor, state: State | None = None
+    ) -> Tensor | tuple[Tensor, State]:
+        """Logits (B, L, V); with a state, continues from it and returns (logits, next state)."""
+        x_BLD = self.embedding(tokens_BL)
+        if self.config.positions == "sinusoidal":
+            x_BLD = x_BLD + self._positions(tokens_BL, state)
+        if state is None:
+            for layer in self.layers:
+                x_BLD = layer(x_BLD)
+            return self.head(self.final_norm(x_BLD))
+        states = []
+        for layer, layer_state in zip(self.layers, state["blocks"], strict=True):
+            x_BLD, layer_state = layer(x_BLD, layer_state)
+            states.append(layer_state)
+        next_state = self._state(states, state, tokens_BL.shape[1])
+        return self.head(self.final_norm(x_BLD)), next_state
+
+    def step(self, tokens_B: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits (B, V) of the token after this one, and the next state."""
+        x_BD = self.embedding(tokens_B)
+        if self.config.positions == "sinusoidal":
+            x_BD = x_BD + self._positions(tokens_B[:, None], state)[:, 0]
+        states = []
+        for layer, layer_state in zip(self.layers, state["blocks"], strict=True):
+            x_BD, layer_state = layer.step(x_BD, layer_state)
+            states.append(layer_state)
+        return self.head(self.final_norm(x_BD)), self._state(states, state, 1)
+
+    def initial_state(
+        self,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state before the first token; by default on the model's device, in its dtype."""
+        weight = self.embedding.weight
+        device = torch.device(device) if device is not None else weight.device
+        dtype = dtype if dtype is not None else weight.dtype
+        blocks = tuple(
+            layer.block.initial_state(batch_size, device, dtype) for layer in self.layers
+        )
+        state: dict[str, Any] = {"blocks": blocks}
+        if self.config.positions != "none":
+            state["position"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return state
+
+    def state_size(self, length: int) -> int:
+        """Numbers carried per sequence after `length` tokens when decoding."""
+        return sum(layer.block.state_size(length) for layer in self.layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable and frozen parameters, a tied weight counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _positions(self, tokens_BL: Tensor, state: State | None) -> Tensor:
+        position = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
+        if state is not None:
+            position = position + state["position"][:, None]
+        return sinusoids(position, self.d_model).to(self.embedding.weight.dtype)
+
+    def _state(self, blocks: list[State], before: State, length: int) -> State:
+        state: dict[str, Any] = {"blocks": tuple(blocks)}
+        if "position" in before:
+            state["position"] = before["position"] + length
+        return state
+
+
+class _ResidualLayer(nn.Module):
+    """x + block(norm(x)), then, for a block with an MLP, x + mlp(norm(x))."""
+
+    def __init__(self, block: Block, config: BackboneConfig, d_model: int) -> None:
+        super().__init__()
+        self.norm = _norm(config, d_model)
+        self.block = block
+        self.mlp_norm = _norm(config, d_model) if block.mlp is not None else None
+        self.dropout = config.dropout
+
+    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
+        if state is None:
+            return self._mlp(x_BLD + self._drop(self.block(self.norm(x_BLD))))
+        y_BLD, state = self.block(self.norm(x_BLD), state)
+        return self._mlp(x_BLD + self._drop(y_BLD)), state
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        y_BD, state = self.block.step(self.norm(x_BD), state)
+        return self._mlp(x_BD + self._drop(y_BD)), state
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        if self.block.mlp is None or self.mlp_norm is None:
+            return x
+        return x + self._drop(self.block.mlp(self.mlp_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def sinusoids(position: Tensor, width: int) -> Tensor:
+    """Sines and cosines of positions (...) -> (..., width) (Vaswani et al. 2017, 3.5)."""
+    half = (width + 1) // 2
+    rate = torch.exp(
+        torch.arange(half, device=position.device) * (-math.log(10000.0) / max(half, 1))
+    )
+    angle = position[..., None].float() * rate
+    return torch.cat([angle.sin(), angle.cos()], -1)[..., :width]
+
+
+def _norm(config: BackboneConfig, width: int) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(width, eps=config.norm_eps)
+    return nn.RMSNorm(width, eps=config.norm_eps)

@@ -1,0 +1,177 @@
+"""Name -> model: presets and the free form BLOCK+LAYER, with options checked before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from seqbench.models.backbone import Backbone, BackboneConfig
+from seqbench.models.base import Block, ModelError, SequenceLayer, parameter_groups
+from seqbench.models.discovery import (
+    block_class,
+    block_names,
+    layer_class,
+    layer_names,
+    suggestion,
+)
+
+__all__ = ["ModelInfo", "build_model", "describe", "options_of", "parameter_groups", "presets"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named pair of block and layer, with the options that make it what its name says."""
+
+    block: str
+    layer: str
+    summary: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {
+    "mamba": Preset(block="mamba", layer="s6", summary="Mamba: selective state space (2023)"),
+    "s4": Preset(block="none", layer="s4", summary="S4D in the block without a gate (2022)"),
+    "transformer": Preset(
+        block="transformer",
+        layer="attention",
+        summary="Transformer: causal attention with RoPE, GELU MLP, LayerNorm and biases",
+        options={"norm": "layer", "bias": True},
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a model name stands for."""
+
+    name: str
+    block: str
+    layer: str
+    summary: str
+    complexity: str  # time to train on L tokens, time to decode one
+    options: Mapping[str, Any]  # with their defaults
+
+
+def build_model(
+    name: str,
+    *,
+    vocab_size: int,
+    d_model: int,
+    num_layers: int,
+    layer: type[SequenceLayer] | None = None,
+    **options: Any,
+) -> Backbone:
+    """The model of a preset's name or of "BLOCK+LAYER"; `layer` replaces its layer by a class.
+
+    Raises ModelError, one line, for an unknown name or option or a value of the wrong type.
+    """
+    parts = _parts(name, layer)
+    given = {**parts.preset_options, **options}
+    known = parts.options()
+    for option, value in given.items():
+        if option not in known:
+            valid = sorted({"d_model", "num_layers", *known})
+            raise ModelError(
+                f"model {name!r} has no option {option!r}{suggestion(option, valid)}; "
+                f"valid: {', '.join(valid)}"
+            )
+        for config in parts.configs():
+            if option in get_type_hints(config):
+                given[option] = _checked(config, option, value)
+    for size, value in (("vocab_size", vocab_size), ("d_model", d_model), ("num_layers", num_layers)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ModelError(f"model option {size}={value!r} is not valid: an integer, 1 or more")
+    backbone, block_config, layer_config = (
+        config(**{f.name: given[f.name] for f in fields(config) if f.name in given})
+        for config in parts.configs()
+    )
+
+    def make_layer(width: int) -> SequenceLayer:
+        return parts.layer(width, layer_config, d_model=d_model, num_layers=num_layers)
+
+    def make_block() -> Block:
+        return parts.block(d_model, block_config, make_layer=make_layer, num_layers=num_layers)
+
+    return Backbone(
+        make_block, backbone, vocab_size=vocab_size, d_model=d_model, num_layers=num_layers
+    )
+
+
+def presets() -> dict[str, str]:
+    """Preset name -> one line on it; BLOCK+LAYER is valid too."""
+    return {name: preset.summary for name, preset in PRESETS.items()}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Option -> default, for the model of that name."""
+    parts = _parts(name, None)
+    return {**parts.options(), **parts.preset_options}
+
+
+def describe(name: str) -> ModelInfo:
+    """Block, layer, complexity and options of the model of that name."""
+    parts = _parts(name, None)
+    return ModelInfo(
+        name=name,
+        block=parts.block_name,
+        layer=parts.layer_name,
+        summary=PRESETS[name].summary if name in PRESETS else f"{parts.layer_name} in {name}",
+        complexity=parts.layer.complexity,
+        options=options_of(name),
+    )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    block_name: str
+    layer_name: str
+    block: type[Block]
+    layer: type[SequenceLayer]
+    preset_options: Mapping[str, Any]
+
+    def configs(self) -> tuple[type, type, type]:
+        return BackboneConfig, self.block.Config, self.layer.Config
+
+    def options(self) -> dict[str, Any]:
+        """Option -> default. A name that two parts have in common (`bias`) sets both."""
+        return {f.name: _default(f) for config in self.configs() for f in fields(config)}
+
+
+def _parts(name: str, layer: type[SequenceLayer] | None) -> _Parts:
+    if name in PRESETS:
+        preset = PRESETS[name]
+        block_name, layer_name, options = preset.block, preset.layer, preset.options
+    else:
+        block_name, plus, layer_name = name.partition("+")
+        options = {}
+        if not plus:
+            valid = list(PRESETS)
+            raise ModelError(
+                f"unknown model {name!r}{suggestion(name, valid)}; valid: {', '.join(valid)}, or "
+                f"BLOCK+LAYER, block of {', '.join(block_names())}, layer of {', '.join(layer_names())}"
+            )
+    block = block_class(block_name)
+    layer = layer_class(layer_name) if layer is None else layer
+    if not (isinstance(layer, type) and issubclass(layer, SequenceLayer)):
+        raise ModelError(f"layer={layer!r} is not a subclass of seqbench.models.base.SequenceLayer")
+    return _Parts(block_name, layer_name, block, layer, options)
+
+
+def _default(field_: Any) -> Any:
+    if field_.default is not MISSING:
+        return field_.default
+    return field_.default_factory() if field_.default_factory is not MISSING else None
+
+
+def _checked(config: type, option: str, value: Any) -> Any:
+    """The value as the config's field wants it; an int may stand for a float, nothing else bends."""
+    hint = get_type_hints(config)[option]
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        wanted = "; ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
+        raise ModelError(f"model option {option}={value!r} is not valid: {wanted}") from None
