@@ -46,7 +46,8 @@ def build_config(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         if key not in names:
             raise unknown(f"key {where}.{key}:", key, names)
     try:
-        return _adapter(cls).validate_python(dict(values))  # type: ignore[no-any-return]
+        checked: C = _adapter(cls).validate_python(dict(values))
+        return checked
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in (where, *first["loc"]))
@@ -72,7 +73,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     for path, value in [*request.settings.items(), *assignments]:
         section, key = path.split(".", 1)
         values[section][key] = value
-    config = build_config(cls.Config, values["task"], "task")
+    config: Any = build_config(cls.Config, values["task"], "task")
     train = build_config(TrainConfig, values["train"], "train")
     _check_train(train)
     task_config = _plain(asdict(config))
@@ -124,11 +125,9 @@ def _prepared(name: str, config: str) -> Task:
 
 
 @lru_cache(maxsize=64)
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    # Strict scalars: "12" for an int, or 1 for a bool, is a mistake worth hearing of.
-    config = ConfigDict(strict=False, allow_inf_nan=False)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     if not hasattr(cls, "__pydantic_config__"):
-        cls.__pydantic_config__ = config
+        cls.__pydantic_config__ = ConfigDict(allow_inf_nan=False)
     return TypeAdapter(cls)
 
 

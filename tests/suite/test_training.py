@@ -86,24 +86,12 @@ def test_patience_stops_a_run_that_no_longer_gains(tmp_path: Path) -> None:
 
 
 def test_the_test_score_is_of_the_best_validated_weights(tmp_path: Path) -> None:
-    """Training that wrecks the weights after the first validation does not touch the test score."""
-    good = run(cell(train__steps=5, train__warmup_steps=0, train__schedule="constant"), tmp_path)
-
-    class Wrecked(training.CellModule):
-        def on_train_batch_end(self, *args: Any) -> None:
-            super().on_train_batch_end(*args)
-            if self.step >= 5:
-                with torch.no_grad():
-                    for parameter in self.model.parameters():
-                        parameter.mul_(3.0)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "CellModule", Wrecked)
-        long = run(cell(train__warmup_steps=0, train__schedule="constant"), tmp_path)
-    assert long.steps_done == 30
-    best = max(point.validation["accuracy"] for point in long.curve)
-    assert long.curve[0].validation["accuracy"] == best == good.curve[0].validation["accuracy"]
-    assert long.test == good.test
+    plain = {"train__warmup_steps": 0, "train__schedule": "constant", "train__curriculum": False}
+    long = run(cell(**plain), tmp_path)
+    scores = [point.validation["accuracy"] for point in long.curve]
+    best = long.curve[scores.index(max(scores))].step
+    assert best < long.steps_done, "choose a seed whose best validation is not its last"
+    assert run(cell(**plain, train__steps=best), tmp_path).test == long.test
 
 
 def test_the_rate_moves_in_the_optimizer_itself(tmp_path: Path) -> None:
