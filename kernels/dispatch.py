@@ -73,6 +73,11 @@ def used() -> dict[str, str]:
     return dict(_used)
 
 
+def names(op: str = "selective_scan") -> tuple[str, ...]:
+    """The backends there are of `op`, whether they run on this machine or not."""
+    return tuple(_modules(op))
+
+
 def backends(op: str = "selective_scan") -> dict[str, str | None]:
     """Backend -> None if it runs on a device of this machine, else why not."""
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
