@@ -1,9 +1,9 @@
-"""The one residual skeleton around every block: embedding, pre-norm residual stack, final norm, head."""
+"""The residual skeleton around every block: embedding, pre-norm residual stack, norm, head."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.layers = nn.ModuleList(
-            _ResidualLayer(make_block(), config, d_model) for _ in range(num_layers)
+            ResidualLayer(make_block(), config, d_model) for _ in range(num_layers)
         )
         self.final_norm = _norm(config, d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
                 x_BLD = layer(x_BLD)
             return self.head(self.final_norm(x_BLD))
         states = []
-        for layer, layer_state in zip(self.layers, state["blocks"], strict=True):
+        for layer, layer_state in zip(self._layers(), state["blocks"], strict=True):
             x_BLD, layer_state = layer(x_BLD, layer_state)
             states.append(layer_state)
         next_state = self._state(states, state, tokens_BL.shape[1])
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         if self.config.positions == "sinusoidal":
             x_BD = x_BD + self._positions(tokens_B[:, None], state)[:, 0]
         states = []
-        for layer, layer_state in zip(self.layers, state["blocks"], strict=True):
+        for layer, layer_state in zip(self._layers(), state["blocks"], strict=True):
             x_BD, layer_state = layer.step(x_BD, layer_state)
             states.append(layer_state)
         return self.head(self.final_norm(x_BD)), self._state(states, state, 1)
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
         device = torch.device(device) if device is not None else weight.device
         dtype = dtype if dtype is not None else weight.dtype
         blocks = tuple(
-            layer.block.initial_state(batch_size, device, dtype) for layer in self.layers
+            layer.block.initial_state(batch_size, device, dtype) for layer in self._layers()
         )
         state: dict[str, Any] = {"blocks": blocks}
         if self.config.positions != "none":
@@ -110,12 +110,15 @@ class Backbone(nn.Module):
 
     def state_size(self, length: int) -> int:
         """Numbers carried per sequence after `length` tokens when decoding."""
-        return sum(layer.block.state_size(length) for layer in self.layers)
+        return sum(layer.block.state_size(length) for layer in self._layers())
 
     @property
     def num_parameters(self) -> int:
         """Trainable and frozen parameters, a tied weight counted once."""
         return sum(p.numel() for p in self.parameters())
+
+    def _layers(self) -> Iterator[ResidualLayer]:
+        return iter(self.layers)  # type: ignore[arg-type]
 
     def _positions(self, tokens_BL: Tensor, state: State | None) -> Tensor:
         position = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
@@ -130,7 +133,7 @@ class Backbone(nn.Module):
         return state
 
 
-class _ResidualLayer(nn.Module):
+class ResidualLayer(nn.Module):
     """x + block(norm(x)), then, for a block with an MLP, x + mlp(norm(x))."""
 
     def __init__(self, block: Block, config: BackboneConfig, d_model: int) -> None:

@@ -18,7 +18,7 @@ State = Any
 
 
 class ModelError(ValueError):
-    """A mistake in a model's name or options; one line that names the remedy."""
+    """A mistake in a model's name or options: one line that names the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +26,8 @@ class NoOptions:
     """The config of a part that has nothing to set."""
 
 
-class SequenceLayer(nn.Module, ABC):
-    """Maps (B, L, D) to (B, L, D), causally; the part of a block that mixes over time.
-
-    A subclass in `models/layers/NAME.py` is the layer `NAME` (underscores become dashes). It is made
-    as `Layer(width, config, d_model=..., num_layers=...)`: `width` is the D of its input, which a
-    block may have widened; `d_model` the model's, and `num_layers` the depth it is one of.
-    """
-
-    Config: ClassVar[type] = NoOptions  # frozen, keyword-only dataclass
-    complexity: ClassVar[str] = ""  # time to train on L tokens, and to decode one; "O(L), O(1)"
-    fuses_gate: ClassVar[bool] = False  # forward and step take a gate `z` and return y * silu(z)
+class CausalModule(nn.Module, ABC):
+    """Maps (B, L, D) to (B, L, D), causally: what layers and blocks have in common."""
 
     @overload
     def forward(self, x_BLD: Tensor) -> Tensor: ...
@@ -44,7 +35,7 @@ class SequenceLayer(nn.Module, ABC):
     def forward(self, x_BLD: Tensor, state: State) -> tuple[Tensor, State]: ...
     @abstractmethod
     def forward(self, x_BLD: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
-        """From the zero state; or continuing from a state, with the next state returned."""
+        """Without a state: from the zero state. With one: continues from it, returns the next."""
 
     @abstractmethod
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
@@ -56,28 +47,50 @@ class SequenceLayer(nn.Module, ABC):
 
     @abstractmethod
     def state_size(self, length: int) -> int:
-        """Numbers carried per sequence after `length` tokens when decoding; a complex one counts 2."""
+        """Numbers carried per sequence after `length` decoded tokens; a complex one counts 2."""
+
+
+class SequenceLayer(CausalModule):
+    """The part of a block that mixes over time.
+
+    A subclass in `models/layers/NAME.py` is the layer `NAME` (underscores become dashes). Its
+    `width` is the D of its input, which a block may have widened; `d_model` is the model's, and
+    `num_layers` the depth it is one of.
+    """
+
+    Config: ClassVar[type] = NoOptions  # frozen, keyword-only dataclass
+    complexity: ClassVar[str] = ""  # time to train on L tokens, and to decode one; "O(L), O(1)"
+    fuses_gate: ClassVar[bool] = False  # forward and step take a gate `z` and return y * silu(z)
+
+    def __init__(self, width: int, config: Any, *, d_model: int, num_layers: int) -> None:
+        super().__init__()
 
 
 LayerFactory = Callable[[int], SequenceLayer]  # the width of the layer's input -> the layer
 
 
-class Block(SequenceLayer):
+class Block(CausalModule):
     """An architecture: projections, gates and convolutions around one sequence layer.
 
-    A subclass in `models/blocks/NAME.py` is the block `NAME`. It is made as
-    `Block(d_model, config, make_layer=..., num_layers=...)`, sees the normed residual stream and
-    returns what is added to it. `mlp`, where a block has one, is a second branch that acts on each
-    position alone; the backbone gives it its own norm and residual connection.
+    A subclass in `models/blocks/NAME.py` is the block `NAME`. It sees the normed residual stream
+    and returns what is added to it. `mlp`, where a block has one, is a second branch that acts on
+    each position alone; the backbone gives it its own norm and residual connection.
     """
 
-    mlp: nn.Module | None = None
+    Config: ClassVar[type] = NoOptions
+    mlp: nn.Module | None
+
+    def __init__(
+        self, d_model: int, config: Any, *, make_layer: LayerFactory, num_layers: int
+    ) -> None:
+        super().__init__()
+        self.mlp = None
 
 
 def require(condition: bool, name: str, value: object, valid: str) -> None:
     """Raise the one-line ModelError of an option whose value is not valid."""
     if not condition:
-        raise ModelError(f"model option {name}={value!r} is not valid: {valid}")
+        raise ModelError(f"model option {name}={value!r} is not valid: must be {valid}")
 
 
 def no_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
@@ -87,8 +100,9 @@ def no_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: decay for matrices, none for vectors (norms, biases, D) and marked parameters."""
-    decay, keep = [], []
+    """Optimizer groups: decay for matrices, none for vectors (norms, biases) and marked ones."""
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

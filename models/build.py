@@ -1,4 +1,4 @@
-"""Name -> model: presets and the free form BLOCK+LAYER, with options checked before anything is made."""
+"""Name -> model: presets and the free form BLOCK+LAYER; options are checked first."""
 
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ def build_model(
         for config in parts.configs():
             if option in get_type_hints(config):
                 given[option] = _checked(config, option, value)
-    for size, value in (("vocab_size", vocab_size), ("d_model", d_model), ("num_layers", num_layers)):
+    for size, value in (
+        ("vocab_size", vocab_size),
+        ("d_model", d_model),
+        ("num_layers", num_layers),
+    ):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ModelError(f"model option {size}={value!r} is not valid: an integer, 1 or more")
     backbone, block_config, layer_config = (
@@ -151,7 +155,8 @@ def _parts(name: str, layer: type[SequenceLayer] | None) -> _Parts:
             valid = list(PRESETS)
             raise ModelError(
                 f"unknown model {name!r}{suggestion(name, valid)}; valid: {', '.join(valid)}, or "
-                f"BLOCK+LAYER, block of {', '.join(block_names())}, layer of {', '.join(layer_names())}"
+                f"BLOCK+LAYER, block of {', '.join(block_names())}, "
+                f"layer of {', '.join(layer_names())}"
             )
     block = block_class(block_name)
     layer = layer_class(layer_name) if layer is None else layer
@@ -167,11 +172,13 @@ def _default(field_: Any) -> Any:
 
 
 def _checked(config: type, option: str, value: Any) -> Any:
-    """The value as the config's field wants it; an int may stand for a float, nothing else bends."""
+    """The value as the field wants it; an int may stand for a float, nothing else bends."""
     hint = get_type_hints(config)[option]
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
         return adapter.validate_python(value)
     except ValidationError as error:
-        wanted = "; ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
+        wanted = "; ".join(
+            dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
+        )
         raise ModelError(f"model option {option}={value!r} is not valid: {wanted}") from None

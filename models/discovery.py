@@ -1,4 +1,4 @@
-"""Name -> block or layer class: by file name, entry point, or path/to/file.py, imported when asked for."""
+"""Name -> block or layer class: by file name, entry point, or path/to/file.py, lazily."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any
 
 from seqbench.models.base import Block, ModelError, SequenceLayer
 
 _HERE = Path(__file__).parent
-T = TypeVar("T", bound=SequenceLayer)
 
 
 def layer_class(name: str) -> type[SequenceLayer]:
@@ -39,12 +38,12 @@ def block_names() -> list[str]:
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for a close match, else nothing."""
+    """ " (did you mean 'x'?)" for a close match, else nothing."""
     close = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
-def _find(name: str, kind: str, base: type[T]) -> type[T]:
+def _find(name: str, kind: str, base: Any) -> Any:
     if name.endswith(".py"):
         return _only_class(_import_file(Path(name)), kind, base)
     if name in _file_names(kind):
@@ -57,7 +56,8 @@ def _find(name: str, kind: str, base: type[T]) -> type[T]:
         return found
     valid = _names(kind)
     raise ModelError(
-        f"unknown {kind} {name!r}{suggestion(name, valid)}; valid: {', '.join(valid)}, or a path/to/file.py"
+        f"unknown {kind} {name!r}{suggestion(name, valid)}; "
+        f"valid: {', '.join(valid)}, or a path/to/file.py"
     )
 
 
@@ -84,11 +84,13 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ModelError(f"{str(path)!r} fails at import: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{str(path)!r} fails at import: {type(error).__name__}: {error}"
+        ) from error
     return module
 
 
-def _only_class(module: ModuleType, kind: str, base: type[T]) -> type[T]:
+def _only_class(module: ModuleType, kind: str, base: Any) -> Any:
     found = [
         value
         for name, value in vars(module).items()
@@ -100,6 +102,7 @@ def _only_class(module: ModuleType, kind: str, base: type[T]) -> type[T]:
     if len(found) != 1:
         names = ", ".join(c.__name__ for c in found) or "none"
         raise ModelError(
-            f"{module.__file__}: a {kind} file needs exactly one public {base.__name__} class, has {names}"
+            f"{module.__file__}: a {kind} file needs exactly one public {base.__name__} class, "
+            f"has {names}"
         )
     return found[0]

@@ -1,9 +1,10 @@
-"""The Mamba block: widen, short causal convolution, SiLU, inner layer, SiLU gate (Gu & Dao 2023, 3.4)."""
+"""The Mamba block: widen, short convolution, inner layer, SiLU gate (Gu & Dao 2023, 3.4)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from seqbench.models.base import Block, LayerFactory, State, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class MambaConfig:
     """Letters of the paper in brackets."""
 
     expand: int = 2  # inner width over model width [E]
@@ -30,12 +31,12 @@ class Config:
 class MambaBlock(Block):
     """x -> in_proj -> (x, z); y = layer(silu(conv(x))) * silu(z); out_proj(y)."""
 
-    Config = Config
+    Config = MambaConfig
 
     def __init__(
-        self, d_model: int, config: Config, *, make_layer: LayerFactory, num_layers: int
+        self, d_model: int, config: MambaConfig, *, make_layer: LayerFactory, num_layers: int
     ) -> None:
-        super().__init__()
+        super().__init__(d_model, config, make_layer=make_layer, num_layers=num_layers)
         self.width = config.expand * d_model
         self.in_proj = nn.Linear(d_model, 2 * self.width, bias=config.bias)
         bound = config.d_conv**-0.5  # as torch's Conv1d draws a depthwise kernel
@@ -56,12 +57,12 @@ class MambaBlock(Block):
                 if linear.bias is not None:
                     linear.bias.zero_()
 
-    def forward(self, x_BLD: Tensor, state: State | None = None):  # type: ignore[no-untyped-def, override]
+    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
         # Two products instead of one and a split: x and z come out contiguous, nothing is copied.
         weight_x, weight_z = self.in_proj.weight.chunk(2)
         bias_x, bias_z = (None, None) if self.in_proj.bias is None else self.in_proj.bias.chunk(2)
         z_BLE = F.linear(x_BLD, weight_z, bias_z)
-        x_BLE = F.linear(x_BLD, weight_x, bias_x)
+        x_BLE: Any = F.linear(x_BLD, weight_x, bias_x)
         if state is None:
             x_BLE = causal_conv1d(x_BLE, self.conv_weight, self.conv_bias, activation="silu")
             if self.layer.fuses_gate:

@@ -1,10 +1,10 @@
-"""No gate: the S4 block, layer -> GELU -> linear map with GLU (Gu, Goel & Ré 2022; "No gate" in Mamba's Table 1)."""
+"""No gate: the S4 block, layer -> GELU -> linear map with GLU (Gu, Goel & Ré 2022)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from seqbench.models.base import Block, LayerFactory, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class NoneConfig:
     """What follows the layer."""
 
     activation: Literal["gelu", "silu", "none"] = "gelu"
@@ -22,14 +22,14 @@ class Config:
 
 
 class NoneBlock(Block):
-    """y = layer(x); out(activation(y)): no multiplication with the input outside the layer."""
+    """y = layer(x); out(activation(y)): the "No gate" rows of Mamba's Table 1."""
 
-    Config = Config
+    Config = NoneConfig
 
     def __init__(
-        self, d_model: int, config: Config, *, make_layer: LayerFactory, num_layers: int
+        self, d_model: int, config: NoneConfig, *, make_layer: LayerFactory, num_layers: int
     ) -> None:
-        super().__init__()
+        super().__init__(d_model, config, make_layer=make_layer, num_layers=num_layers)
         self.config = config
         self.layer = make_layer(d_model)
         widths = 2 * d_model if config.output == "glu" else d_model
@@ -38,7 +38,7 @@ class NoneBlock(Block):
             self.out_proj.weight /= math.sqrt(num_layers)
             self.out_proj.bias.zero_()
 
-    def forward(self, x_BLD: Tensor, state: State | None = None):  # type: ignore[no-untyped-def, override]
+    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
         if state is None:
             return self._mix(self.layer(x_BLD))
         y_BLD, state = self.layer(x_BLD, state)

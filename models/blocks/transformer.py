@@ -1,10 +1,10 @@
-"""The Transformer block: a sequence layer, then an MLP or SwiGLU in a residual branch of its own (Vaswani et al. 2017)."""
+"""The Transformer block: a layer, then an MLP in its own branch (Vaswani et al. 2017)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from seqbench.models.base import Block, LayerFactory, State, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class TransformerConfig:
     """The MLP; without one the block is its layer alone, as in the paper's Table 2."""
 
     mlp: Literal["gelu", "swiglu", "none"] = "gelu"
@@ -28,12 +28,12 @@ class Config:
 class TransformerBlock(Block):
     """The layer itself; `mlp` is the second branch of the residual stream."""
 
-    Config = Config
+    Config = TransformerConfig
 
     def __init__(
-        self, d_model: int, config: Config, *, make_layer: LayerFactory, num_layers: int
+        self, d_model: int, config: TransformerConfig, *, make_layer: LayerFactory, num_layers: int
     ) -> None:
-        super().__init__()
+        super().__init__(d_model, config, make_layer=make_layer, num_layers=num_layers)
         self.layer = make_layer(d_model)
         if config.mlp == "gelu":
             self.mlp = _MLP(d_model, round(config.mlp_expand * d_model), config.bias, num_layers)
@@ -41,7 +41,7 @@ class TransformerBlock(Block):
             width = 8 * math.ceil(config.mlp_expand * d_model * 2 / 3 / 8)
             self.mlp = _SwiGLU(d_model, width, config.bias, num_layers)
 
-    def forward(self, x_BLD: Tensor, state: State | None = None):  # type: ignore[no-untyped-def, override]
+    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
         return self.layer(x_BLD) if state is None else self.layer(x_BLD, state)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:

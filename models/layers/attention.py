@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from seqbench.models.base import SequenceLayer, State, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class AttentionConfig:
     """Heads and positions."""
 
     num_heads: int = 4
@@ -34,18 +34,20 @@ class Attention(SequenceLayer):
     seen (B,): keys are kept as rotated.
     """
 
-    Config = Config
+    Config = AttentionConfig
     complexity = "O(L²), O(L)"
 
-    def __init__(self, width: int, config: Config, *, d_model: int, num_layers: int) -> None:
-        super().__init__()
+    def __init__(
+        self, width: int, config: AttentionConfig, *, d_model: int, num_layers: int
+    ) -> None:
+        super().__init__(width, config, d_model=d_model, num_layers=num_layers)
         heads = config.num_heads
         require(width % heads == 0, "num_heads", heads, f"a divisor of the width {width}")
         require(
             config.position == "none" or width // heads % 2 == 0,
             "num_heads",
             heads,
-            f"rotary positions need heads of even width, and {width} / {heads} is odd",
+            f"such that {width} / {heads} is even, for rotary positions",
         )
         self.config = config
         self.width = width
@@ -58,7 +60,7 @@ class Attention(SequenceLayer):
                 if linear.bias is not None:
                     linear.bias.zero_()
 
-    def forward(self, x_BLD: Tensor, state: State | None = None):  # type: ignore[no-untyped-def, override]
+    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
         B, L, _ = x_BLD.shape
         qkv = self.in_proj(x_BLD).view(B, L, 3, self.config.num_heads, -1)
         if state is None:

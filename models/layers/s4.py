@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ CHUNK = 1024  # positions taken at a time when a state is carried: bounds memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class S4Config:
     """Letters of the paper in brackets."""
 
     d_state: int = 64  # real numbers of state a channel; complex ones count twice [N]
@@ -39,11 +39,11 @@ class S4(SequenceLayer):
     numbers that stand for conjugate pairs, or M = N real ones.
     """
 
-    Config = Config
+    Config = S4Config
     complexity = "O(L log L), O(1)"
 
-    def __init__(self, width: int, config: Config, *, d_model: int, num_layers: int) -> None:
-        super().__init__()
+    def __init__(self, width: int, config: S4Config, *, d_model: int, num_layers: int) -> None:
+        super().__init__(width, config, d_model=d_model, num_layers=num_layers)
         self.config = config
         self.width = width
         self.complex = config.init != "real"
@@ -60,7 +60,7 @@ class S4(SequenceLayer):
             self.C = _parameter(torch.randn(width, self.modes))
         self.D = _parameter(torch.randn(width))
 
-    def forward(self, x_BLD: Tensor, state: State | None = None):  # type: ignore[no-untyped-def, override]
+    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
         with torch.autocast(x_BLD.device.type, enabled=False):  # the kernel needs float32
             x = x_BLD.to(self.log_dt.dtype)
             if state is None:
@@ -121,7 +121,7 @@ class S4(SequenceLayer):
         y_BLD = long_convolution(x_BLD, kernel_DL)
         if state is None:
             return y_BLD, x_BLD
-        powers_DML = (far_DMI[..., None] * near_DMJ[:, :, None]).flatten(2)[..., : L]
+        powers_DML = (far_DMI[..., None] * near_DMJ[:, :, None]).flatten(2)[..., :L]
         Abar = torch.exp(log_Abar)
         seen_DBR = _rows(((C * Abar) * state).conj().transpose(0, 1).mT).mT
         y_BLD = y_BLD + (seen_DBR @ _rows(powers_DML)).permute(1, 2, 0)

@@ -1,10 +1,10 @@
-"""S6, the selective state space layer: Δ, B and C depend on the input (Gu & Dao 2023, Algorithm 2)."""
+"""S6, the selective state space layer: Δ, B, C depend on the input (Gu & Dao 2023, 3.2)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from seqbench.models.base import SequenceLayer, State, no_weight_decay, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class S6Config:
     """Letters of the paper in brackets."""
 
     d_state: int = 16  # [N]
@@ -32,17 +32,17 @@ class Config:
 
 
 class S6(SequenceLayer):
-    """h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] x[t]; y[t] = C[t]·h[t] + D x[t], times silu(z) if given.
+    """h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] x[t]; y[t] = (C[t]·h[t] + D x[t]) silu(z[t]).
 
     The state is h, (B, D, N) float32.
     """
 
-    Config = Config
+    Config = S6Config
     complexity = "O(L), O(1)"
     fuses_gate = True
 
-    def __init__(self, width: int, config: Config, *, d_model: int, num_layers: int) -> None:
-        super().__init__()
+    def __init__(self, width: int, config: S6Config, *, d_model: int, num_layers: int) -> None:
+        super().__init__(width, config, d_model=d_model, num_layers=num_layers)
         self.width, self.d_state = width, config.d_state
         self.rank = math.ceil(d_model / 16) if config.dt_rank == "auto" else config.dt_rank
         self.x_proj = nn.Linear(width, self.rank + 2 * config.d_state, bias=False)
@@ -53,7 +53,9 @@ class S6(SequenceLayer):
         self.A_log = no_weight_decay(nn.Parameter(n.log().repeat(width, 1)))
         self.D = no_weight_decay(nn.Parameter(torch.ones(width)))
 
-    def forward(self, x_BLD: Tensor, state: State | None = None, z_BLD: Tensor | None = None):  # type: ignore[no-untyped-def, override]
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, z_BLD: Tensor | None = None
+    ) -> Any:
         delta_BLD, B_BLN, C_BLN = self._select(x_BLD)
         return selective_scan(
             x_BLD,
@@ -61,31 +63,30 @@ class S6(SequenceLayer):
             self._A(),
             B_BLN,
             C_BLN,
-            self.D.float(),
+            self.D,
             z_BLD,
-            delta_bias=self.dt_proj.bias.float(),
+            delta_bias=self.dt_proj.bias,
             delta_softplus=True,
             initial_state=state,
             return_final_state=state is not None,
         )
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
-        return torch.zeros(batch_size, self.width, self.d_state, device=device)
+        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
+        return torch.zeros(batch_size, self.width, self.d_state, device=device, dtype=dtype)
 
-    def step(
-        self, x_BD: Tensor, state: State, z_BD: Tensor | None = None
-    ) -> tuple[Tensor, State]:
+    def step(self, x_BD: Tensor, state: State, z_BD: Tensor | None = None) -> tuple[Tensor, State]:
         delta_BD, B_BN, C_BN = self._select(x_BD)
         return selective_scan_step(
             state,
             x_BD,
             delta_BD,
             self._A(),
-            B_BN,
-            C_BN,
-            self.D.float(),
+            B_BN[:, None],
+            C_BN[:, None],
+            self.D,
             z_BD,
-            delta_bias=self.dt_proj.bias.float(),
+            delta_bias=self.dt_proj.bias,
             delta_softplus=True,
         )
 
@@ -93,7 +94,7 @@ class S6(SequenceLayer):
         return self.width * self.d_state
 
     def _A(self) -> Tensor:
-        return -torch.exp(self.A_log.float())
+        return -torch.exp(self.A_log)
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Δ before bias and softplus (..., D), B and C (..., N)."""
@@ -101,7 +102,7 @@ class S6(SequenceLayer):
         return F.linear(r, self.dt_proj.weight), B, C
 
 
-def _dt_bias(width: int, config: Config) -> Tensor:
+def _dt_bias(width: int, config: S6Config) -> Tensor:
     """softplus^-1 of a log-uniform draw."""
     log_min, log_max = math.log(config.dt_min), math.log(config.dt_max)
     dt = torch.exp(torch.rand(width) * (log_max - log_min) + log_min).clamp(min=config.dt_floor)
