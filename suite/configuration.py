@@ -12,9 +12,11 @@ from dataclasses import asdict, fields
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seqbench.models.base import ModelError
+from seqbench.models.build import build_model, options_of
 from seqbench.suite.discovery import task_class, unknown
 from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
 from seqbench.tasks.base import Task
@@ -87,7 +89,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         scale=request.scale,
         scale_note=scale.note + (f" Changed by hand: {', '.join(changed)}." if changed else ""),
         task_config=task_config,
-        model_config=_plain(values["model"]),
+        model_config=_plain({**options_of(request.model), **values["model"]}),
         train=train,
         data_fingerprint=task.fingerprint(),
     )
@@ -95,10 +97,6 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
 
 def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
     """Builds the model on the meta device: a wrong name or option shows before the grid starts."""
-    import torch
-
-    from seqbench.models.build import build_model
-
     try:
         with torch.device("meta"):
             build_model(name, vocab_size=vocab_size, **config)

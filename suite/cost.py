@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def flops_per_token(model: nn.Module, length: int, device: torch.device) -> float:
     """Forward FLOPs of one sequence of `length` tokens, divided by the length.
 
-    Matrix products, convolutions and attention by torch's own formulas, the scan and the short
-    convolution by `kernel_flops`; FFTs and elementwise operations are not counted.
+    Matrix products, convolutions and attention by torch's own formulas, the scan by
+    `kernel_flops`; FFTs, the short convolution and elementwise operations are not counted.
     """
     tokens = torch.zeros(1, length, dtype=torch.long, device=device)
     training = model.training
@@ -22,9 +25,20 @@ def flops_per_token(model: nn.Module, length: int, device: torch.device) -> floa
     return counter.get_total_flops() / length
 
 
-def kernel_flops() -> dict:
+def kernel_flops() -> dict[Any, Any]:
     """FLOP formulas of our own operators, by operator."""
-    return {}
+    import seqbench.kernels.causal_conv1d
+    import seqbench.kernels.selective_scan  # noqa: F401  (both register their operators)
+
+    return {torch.ops.seqbench.selective_scan: _scan_flops}
+
+
+def _scan_flops(
+    u: Sequence[int], delta: Sequence[int], A: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Seven for a state element: ΔA, its exp, the decay, Δu B and its sum, C h and its sum."""
+    batch, length, width = u
+    return 7 * batch * length * width * A[1]
 
 
 def kernel_backends() -> dict[str, str]:

@@ -47,7 +47,11 @@ def causal_conv1d_step(
 ) -> tuple[Tensor, Tensor]:
     """One time step: y (B, D) and the next state (B, K-1, D)."""
     y, state = causal_conv1d(
-        x_BD[:, None], weight_DK, bias_D, activation=activation, initial_state=state,
+        x_BD[:, None],
+        weight_DK,
+        bias_D,
+        activation=activation,
+        initial_state=state,
         return_final_state=True,
     )
     return y[:, 0], state

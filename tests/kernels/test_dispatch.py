@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from seqbench.kernels import dispatch
 from seqbench.kernels.selective_scan import example, selective_scan
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from seqbench.kernels import dispatch
 from seqbench.kernels import selective_scan as package
 from seqbench.kernels.selective_scan import selective_scan, selective_scan_step
-from torch import Tensor, nn
 
 # Largest error allowed, over the largest value of the tensor it is in.
 TOLERANCE = {
