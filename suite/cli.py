@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -43,6 +42,9 @@ app.add_typer(bench_app, name="bench")
 out = Console()
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
+# Typer raises click's errors; recent versions carry a click of their own, so the class is theirs.
+_UsageError: Any = typer.BadParameter.__base__
+
 Results = Annotated[
     Path, typer.Option("--results", help="Folder of records, tables and plots.", show_default=True)
 ]
@@ -55,9 +57,9 @@ def main() -> None:
     logging.getLogger("seqbench").setLevel(logging.INFO)
     try:
         status = app(standalone_mode=False)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except _UsageError as error:
+        _fail(error.format_message(), 2)
+    except (typer.Abort, KeyboardInterrupt):
         _fail("stopped; the same command goes on from here", 130)
     except BrokenPipeError:
         os._exit(141)  # the reader (head, less) has gone
@@ -182,6 +184,30 @@ def report(
     cells = runner.grid_cells(grid, scale="cpu", seeds=None) if grid else None
     runner.check_writable(results)
     _report(results, grid, cells, as_json)
+
+
+@bench_app.command("overhead")
+def bench_overhead_command(
+    grid: Annotated[str, typer.Option(help="The grid whose cells to time.")] = "quickstart",
+    as_json: Json = False,
+) -> None:
+    """Time a training step through the harness against the same step in a bare PyTorch loop."""
+    from dataclasses import asdict
+
+    from seqbench.suite import runner
+    from seqbench.suite.bench.overhead import measure_overhead
+
+    rows = [measure_overhead(cell) for cell in runner.grid_cells(grid, scale="cpu", seeds=None)]
+    if as_json:
+        print(json.dumps([{**asdict(r), "fraction": r.fraction} for r in rows], indent=2))
+        return
+    table = Table(box=None)
+    for column in ("cell", "bare ms", "harness ms", "overhead"):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for r in rows:
+        bare, harness = 1e3 * r.bare_seconds, 1e3 * r.harness_seconds
+        table.add_row(r.cell, f"{bare:.1f}", f"{harness:.1f}", f"{100 * r.fraction:+.1f} %")
+    out.print(table)
 
 
 @bench_app.command("scan")

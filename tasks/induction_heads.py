@@ -49,8 +49,8 @@ class InductionHeads(Task):
     difficulty = ("length", "vocab_size")
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="cpu scale: the paper's length 256 and vocabulary 16, reached by a curriculum over "
-            "length in at most 1,500 steps; not the paper's setting.",
+            note="cpu scale: the paper's length 256 and vocabulary 16, reached by a curriculum "
+            "over length in at most 1,500 steps; not the paper's setting.",
             task={"length": 256, "test_lengths": [64, 128, 512, 1024, 2048, 4096]},
             model={"d_model": 64, "num_layers": 2},
             train={
