@@ -103,15 +103,15 @@ def styles(models: Sequence[str]) -> dict[str, Style]:
 
 def overview(found: Sequence[Row], style: Mapping[str, Style], grid: str | None) -> Plot:
     """One panel a row: each model's test score with its interval, above chance and baselines."""
-    columns = min(3, len(found))
-    lines = math.ceil(len(found) / columns)
-    most = max(len(row.groups) + len(_references(row.example)) for row in found)
-    height = 0.5 + lines * (0.95 + 0.23 * most)
+    columns = min(2, len(found))
+    entries = [len(row.groups) + len(_references(row.example)) for row in found]
+    most = [max(entries[i : i + columns]) for i in range(0, len(found), columns)]
+    height = 0.4 + sum(0.85 + 0.22 * n for n in most)
     title = f"Test results{f' of grid {grid}' if grid else ''}"
     with _figure(title, height, [r for row in found for r in row.records]) as page:
-        axes = page.grid(lines, columns, wspace=0.9, left=0.1, right=0.925)
-        for row, axis in zip(found, axes, strict=False):
-            _overview_panel(axis, row, style, most)
+        axes = page.grid(len(most), columns, wspace=0.75, left=0.12, right=0.89, ratios=most)
+        for i, (row, axis) in enumerate(zip(found, axes, strict=False)):
+            _overview_panel(axis, row, style, most[i // columns])
         for axis in axes[len(found) :]:
             axis.set_axis_off()
     digests = [r.digest for row in found for r in row.records]
@@ -421,6 +421,7 @@ def _reference_lines(axis: Axes, references: Sequence[tuple[str, float]]) -> Non
             ha="right",
             fontsize=8,
             color=MUTED,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
         )
         placed.append((y, x - 4.7 * len(name)))
 
@@ -531,6 +532,7 @@ class _Page:
         wspace: float = 0.24,
         left: float = 0.075,
         right: float = 0.985,
+        ratios: Sequence[float] | None = None,
     ) -> list[Axes]:
         """Panels between title and footer, with room for their labels."""
         height = self.figure.get_figheight()
@@ -543,7 +545,9 @@ class _Page:
             top=1 - (0.62 + 0.2 * max(0, self.legend_lines - 0.5)) / height,
             bottom=self.bottom,
             wspace=wspace,
-            hspace=0.85 / max(0.1, (height - 1.2) / lines - 0.85),
+            # Inches between lines of panels, as matplotlib wants it: in panel heights.
+            hspace=0.8 * lines / max(0.1, height - 1.2 - 0.8 * (lines - 1)),
+            height_ratios=ratios,
         )
         return [
             self.figure.add_subplot(spec[line, column])
