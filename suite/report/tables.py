@@ -226,8 +226,8 @@ def cost(
         notes=(
             *scale_notes(records),
             "Means over the seeds that are done. State numbers: carried per sequence when "
-            "decoding, after one training length. FLOPs: forward. Tokens/s and train s: training, evaluation "
-            "left out. Timings of different devices or loads do not compare.",
+            "decoding, after one training length. FLOPs: forward. Tokens/s and train s: training, "
+            "evaluation left out. Timings of different devices or loads do not compare.",
             provenance(done),
         ),
         digests=_digests(done),
