@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -54,7 +55,7 @@ def run(
                 running[index] = _start(results, index, threads, device)
             on_event(index, cell, {"event": "start"})
             if not _run_one(running[index], cell, lambda e, c=cell: on_event(index, c, e)):
-                code = running.pop(index).wait()
+                code = _close(running.pop(index))
                 if stopping.is_set():
                     break
                 write(results, _died(cell, code, _log(results, index)))
@@ -78,7 +79,9 @@ def run(
     finally:
         stopping.set()
         for process in list(running.values()):
-            process.terminate()
+            process.kill()  # its checkpoint is written whole or not at all
+        for server in servers:
+            server.join()
     return finished
 
 
@@ -121,13 +124,18 @@ def _run_one(
     return False
 
 
-def _close(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
+def _close(process: subprocess.Popen[str]) -> int:
+    """Ends a worker that is idle or dead and returns its exit status."""
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
     try:
-        process.wait(timeout=10)
+        code = process.wait(timeout=10)
     except subprocess.TimeoutExpired:
         process.kill()
+        code = process.wait()
+    process.stdout.close()
+    return code
 
 
 def _died(cell: Cell, code: int, log: Path) -> Record:

@@ -1,0 +1,95 @@
+"""The local launcher: a worker that dies costs its cell alone, and a dead launcher takes its workers along."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqbench.suite.configuration import resolve
+from seqbench.suite.experiment import Cell, Request
+from seqbench.suite.launchers import local
+from seqbench.suite.records import load_all
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+def cell(steps: int, seed: int = 0) -> Cell:
+    settings: dict[str, Any] = {
+        "task.length": 32,
+        "task.test_lengths": [],
+        "model.d_model": 16,
+        "model.num_layers": 1,
+        "train.steps": steps,
+        "train.eval_every": 5,
+        "train.batch_size": 4,
+        "train.eval_batches": 1,
+        "train.test_batches": 1,
+        "train.stop_at": None,
+    }
+    return resolve(Request(task="induction-heads", model="s4", settings=settings), seed)
+
+
+def test_a_killed_worker_costs_its_cell_alone(tmp_path: Path) -> None:
+    doomed, fine = cell(100_000), cell(10)
+    killed: list[int] = []
+
+    def kill_once(worker: int, running: Cell, event: Any) -> None:
+        if event["event"] == "step" and running == doomed and not killed:
+            (pid,) = children()
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    records = local.run([doomed, fine], tmp_path, workers=1, threads=1, on_event=kill_once)
+    assert [r.status for r in records] == ["failed", "done"]
+    assert records[0].error is not None and "SIGKILL" in records[0].error
+    assert len(load_all(tmp_path)) == 2
+
+
+def children() -> list[int]:
+    """Workers whose parent is this process."""
+    return [pid for pid, parent, _ in every_worker() if parent == os.getpid()]
+
+
+def test_workers_end_with_a_launcher_that_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
+    """kill -9 in the middle: no worker is left behind, no record is torn, the same cells finish."""
+    command = [
+        sys.executable, "-P", "-m", "seqbench.suite.cli", "run", "--tasks", "induction-heads",
+        "--models", "s4", "--workers", "1", "--set", "task.test_lengths=[]",
+        "--set", "task.length=32", "--set", "train.steps=150", "--set", "train.eval_every=50",
+        "--set", "model.d_model=16", "--set", "train.eval_batches=1", "--set", "train.test_batches=1",
+    ]  # fmt: skip
+    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    log = tmp_path / "results" / "logs"
+    deadline = time.monotonic() + 60
+    while not list(log.glob("*.csv")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    time.sleep(1)
+    assert str(tmp_path) not in [folder for _, _, folder in every_worker()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / "results" / "records").rglob("*.json")
+    assert json.loads(record.read_text())["status"] == "done"
+
+
+def every_worker() -> list[tuple[int, int, str]]:
+    """(pid, parent, working directory) of every worker process of this machine."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"launchers.worker" in (entry / "cmdline").read_bytes():
+                parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                found.append((int(entry.name), int(parent), os.readlink(entry / "cwd")))
+        except OSError:
+            continue
+    return found
