@@ -4,13 +4,13 @@ Forward: the chunks' own contributions from the zero state, the states at chunk 
 another, then every chunk again from its true start. Backward: the same for the adjoint, in reverse;
 states are recomputed for a few chunks at a time, so (B, L, D, N) never exists for the whole L.
 
-Shapes: B batch, L length = K chunks of T, D width, N state.
+Shapes: B batch, L length = K chunks of T, D width, N state; time leads: a step is one piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _CHUNK = 64
-# Elements of one (B, chunks, T, D, N) tensor in backward; about five live at once.
-_GROUP_ELEMENTS = 2**22
+# Elements of one (T, B, chunks, D, N) tensor in backward, of which three live at once.
+_GROUP_ELEMENTS = 2**20
+_ALL = slice(None)
 
 
 def refuse(**call: Any) -> str | None:
@@ -52,22 +53,22 @@ def forward(
         empty = A.new_zeros(checkpoints_shape(batch, length, width, A.shape[1]))
         return torch.zeros_like(u), start_BDN.clone(), empty
     x = _chunk(u, delta, A, B, C, delta_bias, delta_softplus, reset)
-    chunks, steps = x.u.shape[1:3]
+    steps, _, chunks = x.u.shape[:3]
 
     h_BKDN = A.new_zeros(batch, chunks, *A.shape)
     for t in range(steps):
-        h_BKDN = x.decay(t) * h_BKDN + x.drive(t)
+        h_BKDN = x.drive(t).addcmul_(x.decay(t), h_BKDN)
     starts_BKDN = torch.empty_like(h_BKDN)
     decay_BKDN = x.chunk_decay()
     for k in range(chunks):
         starts_BKDN[:, k] = start_BDN
-        start_BDN = decay_BKDN[:, k] * start_BDN + h_BKDN[:, k]
+        start_BDN = torch.addcmul(h_BKDN[:, k], decay_BKDN[:, k], start_BDN)
 
     h_BKDN, ys = starts_BKDN, []
     for t in range(steps):
-        h_BKDN = x.decay(t) * h_BKDN + x.drive(t)
-        ys.append(_real(x.read(t, h_BKDN)))
-    y_BLD = torch.stack(ys, 2).flatten(1, 2)[:, :length]
+        h_BKDN = x.drive(t).addcmul_(x.decay(t), h_BKDN)
+        ys.append(x.read(t, h_BKDN))
+    y_BLD = _whole(torch.stack(ys), length)
     if D is not None:
         y_BLD = y_BLD + D * u
     if z is not None:
@@ -104,95 +105,73 @@ def backward(
             zeros[8] = dfinal_state.clone()
         return tuple(zeros)
     x = _chunk(u, delta, A, B, C, delta_bias, delta_softplus, reset)
-    chunks, steps = x.u.shape[1:3]
+    steps, _, chunks = x.u.shape[:3]
     real = x.u.dtype
     dy_BLD = dy.to(real)
     dout_BLD = dy_BLD  # at C·h + D u, before the gate
     if z is not None:
         sigmoid = torch.sigmoid(z.to(real))
         dout_BLD = dy_BLD * z * sigmoid
-    dout_BKTD = _pad(dout_BLD, chunks, steps)
+    dout = _split(dout_BLD, chunks, steps)
+    x = replace(x, dout=dout)
 
-    # g is the adjoint of the state after a step; into[t] what step t's output adds to it.
-    def into(t: int, dout_BKTD: Tensor, x: _Chunks) -> Tensor:
-        scale = 2 if A.is_complex() else 1
-        return scale * dout_BKTD[:, :, t, :, None] * _at(x.C, t).conj()
-
+    # The adjoint of the state after each chunk: first from the next, then from all later ones.
     g_BKDN = A.new_zeros(batch, chunks, *A.shape)
     for t in reversed(range(steps)):
-        g_BKDN = x.decay(t).conj() * (g_BKDN + into(t, dout_BKTD, x))
-    ends_BKDN = torch.empty_like(
-        g_BKDN
-    )  # the adjoint of each chunk's last state, from later chunks
+        g_BKDN = x.decay(t).conj() * (g_BKDN + x.feed(t))
+    ends_BKDN = torch.empty_like(g_BKDN)
     decay_BKDN = x.chunk_decay().conj()
     end_BDN = A.new_zeros(batch, *A.shape) if dfinal_state is None else dfinal_state
     for k in reversed(range(chunks)):
         ends_BKDN[:, k] = end_BDN
-        end_BDN = decay_BKDN[:, k] * end_BDN + g_BKDN[:, k]
+        end_BDN = torch.addcmul(g_BKDN[:, k], decay_BKDN[:, k], end_BDN)
 
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("u", "delta", "B", "C", "out")}
-    dA, dB, dC = (torch.zeros_like(p) for p in (A, x.B[0, 0, 0], x.C[0, 0, 0]))
     group = max(1, _GROUP_ELEMENTS // (batch * steps * A.numel()))
+    dA, dB, dC = (torch.zeros_like(p) for p in (A, x.B, x.C))
+    du, ddelta, out = (torch.empty_like(x.u) for _ in range(3))
     for first in range(0, chunks, group):
         some = slice(first, first + group)
-        xs, dout = x.group(some), dout_BKTD[:, some]
-        hs, decayed = [], []
-        h_BKDN = checkpoints[:, some]
+        part = x.chunks(some)
+        decay, h, g = part.decay(_ALL), part.drive(_ALL), part.feed(_ALL)
+        last = checkpoints[:, some]
         for t in range(steps):
-            decayed.append(xs.decay(t) * h_BKDN)
-            h_BKDN = decayed[-1] + xs.drive(t)
-            hs.append(h_BKDN)
-        gs = []
-        g_BKDN = ends_BKDN[:, some]
-        for t in reversed(range(steps)):
-            gs.append(g_BKDN + into(t, dout, xs))
-            g_BKDN = xs.decay(t).conj() * gs[-1]
-        h, g = torch.stack(hs, 2), torch.stack(gs[::-1], 2)
-        q = torch.stack(decayed, 2).conj_physical_().mul_(g)  # through exp(Δ A), before Δ or A
-        del hs, gs, decayed
-        w = (xs.B.conj() * g).sum(-1)
-        w = w.real if A.is_complex() else w
-        through = (A.conj() * q).sum(-1)
-        parts["u"].append(xs.delta * w)
-        parts["delta"].append((through.real if A.is_complex() else through) + xs.u * w)
-        if needs[2]:
-            dA += torch.einsum("bktd,bktdn->dn", xs.delta.to(A.dtype), q)
-        if needs[3]:
-            du_g = (xs.delta * xs.u).to(A.dtype)
-            if B.ndim == 3:
-                parts["B"].append(torch.einsum("bktd,bktdn->bktn", du_g, g))
-            else:
-                dB += torch.einsum("bktd,bktdn->dn", du_g, g)
-        if needs[4]:
-            scaled = (dout * (2 if A.is_complex() else 1)).to(A.dtype)
-            if C.ndim == 3:
-                parts["C"].append(torch.einsum("bktd,bktdn->bktn", scaled, h.conj()))
-            else:
-                dC += torch.einsum("bktd,bktdn->dn", scaled, h.conj())
+            last = h[t].addcmul_(decay[t], last)
+        g[-1] += ends_BKDN[:, some]
+        for t in reversed(range(steps - 1)):
+            g[t].addcmul_(decay[t + 1].conj(), g[t + 1])
         if needs[6]:
-            parts["out"].append(_real((xs.C * h).sum(-1)))
+            out[:, :, some] = part.read(_ALL, h)
+        if needs[4]:
+            _put(dC, some, part.weight * dout[:, :, some], h.conj())
+        if needs[3]:
+            _put(dB, some, part.delta * part.u, g)
+        # The adjoint of Δ A, in place of the decay.
+        q = decay
+        q[0] *= checkpoints[:, some]
+        q[1:] *= h[:-1]
+        q = q.conj_physical_().mul_(g)
+        if needs[2]:
+            dA += torch.einsum("tbkd,tbkdn->dn", part.delta.to(A.dtype), q)
+        Bg = torch.einsum(f"{part.axes(part.B)},tbkdn->tbkd", part.B.conj(), g)
+        du[:, :, some] = part.delta * _real(Bg)
+        Aq = torch.einsum("dn,tbkdn->tbkd", A.conj(), q)
+        ddelta[:, :, some] = _real(Aq) + part.u * _real(Bg)
 
-    def joined(name: str) -> Tensor:
-        return torch.cat(parts[name], 1).flatten(1, 2)[:, :length]
-
-    du, ddelta = joined("u"), joined("delta")
+    du, ddelta, out = (_whole(x, length) for x in (du, ddelta, out))
     if D is not None:
         du = du + D * dout_BLD
+        out = out + D * u
     if delta_softplus:
         raw = delta.to(real) if delta_bias is None else delta.to(real) + delta_bias
         ddelta = ddelta * torch.sigmoid(raw)
-    dz = None
-    if needs[6] and z is not None:
-        out = joined("out") if D is None else joined("out") + D * u
-        dz = dy_BLD * out * sigmoid * (1 + z * (1 - sigmoid))
     gradients = (
         du,
         ddelta,
         dA,
-        (joined("B") if B.ndim == 3 else dB) if needs[3] else None,
-        (joined("C") if C.ndim == 3 else dC) if needs[4] else None,
+        _whole(dB, length) if B.ndim == 3 else dB,
+        _whole(dC, length) if C.ndim == 3 else dC,
         (dout_BLD * u).sum((0, 1)) if needs[5] else None,
-        dz,
+        dy_BLD * out * sigmoid * (1 + z * (1 - sigmoid)) if needs[6] and z is not None else None,
         ddelta.sum((0, 1)) if needs[7] else None,
         end_BDN,
     )
@@ -204,38 +183,66 @@ def backward(
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunks:
-    """A call in chunks and in the state's precision; past the end Δ is 0: no state changes."""
+    """A call in chunks and in the state's precision; past the end Δ is 0: no state changes.
 
-    u: Tensor  # (B, K, T, D)
-    delta: Tensor  # (B, K, T, D): Δ, after bias and softplus
+    Every method takes one step, or all of them as a slice.
+    """
+
+    u: Tensor  # (T, B, K, D)
+    delta: Tensor  # (T, B, K, D): Δ, after bias and softplus
     A: Tensor  # (D, N)
-    B: Tensor  # (B, K, T, 1, N), or (1, 1, 1, D, N) constant
+    B: Tensor  # (T, B, K, N) or (D, N)
     C: Tensor  # likewise
-    keep: Tensor | None  # (B, K, T), 0 where the state is reset
+    keep: Tensor | None  # (T, B, K), 0 where the state is reset
+    dout: Tensor | None = None  # (T, B, K, D): the gradient at C·h, in backward
 
-    def decay(self, t: int) -> Tensor:
-        decay_BKDN = torch.exp(self.delta[:, :, t, :, None] * self.A)
-        return decay_BKDN if self.keep is None else decay_BKDN * self.keep[:, :, t, None, None]
+    @property
+    def weight(self) -> int:
+        """A complex state stands for itself and its conjugate."""
+        return 2 if self.A.is_complex() else 1
 
-    def drive(self, t: int) -> Tensor:
-        return (self.delta[:, :, t] * self.u[:, :, t])[..., None] * _at(self.B, t)
-
-    def read(self, t: int, h_BKDN: Tensor) -> Tensor:
-        return (_at(self.C, t) * h_BKDN).sum(-1)
+    def decay(self, t: int | slice) -> Tensor:
+        """exp(Δ A), 0 at a reset."""
+        decay = torch.exp(self.delta[t][..., None] * self.A)
+        return decay if self.keep is None else decay * self.keep[t][..., None, None]
 
     def chunk_decay(self) -> Tensor:
-        decay_BKDN = torch.exp(self.delta.sum(2)[..., None] * self.A)
-        return decay_BKDN if self.keep is None else decay_BKDN * self.keep.amin(2)[..., None, None]
+        """The product of a chunk's decays (B, K, D, N)."""
+        decay = torch.exp(self.delta.sum(0)[..., None] * self.A)
+        return decay if self.keep is None else decay * self.keep.amin(0)[..., None, None]
 
-    def group(self, some: slice) -> _Chunks:
+    def drive(self, t: int | slice) -> Tensor:
+        """Δ B u, what a step adds to the state."""
+        return (self.delta[t] * self.u[t])[..., None] * self._spread(self.B, t)
+
+    def feed(self, t: int | slice) -> Tensor:
+        """What a step's output adds to the state's adjoint."""
+        assert self.dout is not None
+        return (self.weight * self.dout[t])[..., None] * self._spread(self.C, t).conj()
+
+    def read(self, t: int | slice, h: Tensor) -> Tensor:
+        """C·h."""
+        return self.weight * _real((self._spread(self.C, t) * h).sum(-1))
+
+    def chunks(self, some: slice) -> _Chunks:
+        """Some of the chunks."""
         return _Chunks(
-            u=self.u[:, some],
-            delta=self.delta[:, some],
+            u=self.u[:, :, some],
+            delta=self.delta[:, :, some],
             A=self.A,
-            B=self.B[:, some] if self.B.shape[1] > 1 else self.B,
-            C=self.C[:, some] if self.C.shape[1] > 1 else self.C,
-            keep=None if self.keep is None else self.keep[:, some],
+            B=self.B[:, :, some] if self.B.ndim == 4 else self.B,
+            C=self.C[:, :, some] if self.C.ndim == 4 else self.C,
+            keep=None if self.keep is None else self.keep[:, :, some],
+            dout=None if self.dout is None else self.dout[:, :, some],
         )
+
+    def axes(self, x: Tensor) -> str:
+        """Of B or C, as einsum names them."""
+        return "tbkn" if x.ndim == 4 else "dn"
+
+    def _spread(self, x: Tensor, t: int | slice) -> Tensor:
+        """B or C, broadcast over channels or time."""
+        return x[t][..., None, :] if x.ndim == 4 else x
 
 
 def _chunk(
@@ -259,31 +266,40 @@ def _chunk(
         delta = F.softplus(delta)
 
     def projection(x: Tensor) -> Tensor:
-        if x.ndim == 2:
-            return x[None, None, None]
-        return _pad(x.to(A.dtype), chunks, steps)[..., None, :]
+        return x if x.ndim == 2 else _split(x.to(A.dtype), chunks, steps)
 
     return _Chunks(
-        u=_pad(u.to(real), chunks, steps),
-        delta=_pad(delta, chunks, steps),
+        u=_split(u.to(real), chunks, steps),
+        delta=_split(delta, chunks, steps),
         A=A,
         B=projection(B),
         C=projection(C),
-        keep=None if reset is None else 1 - _pad(reset.to(real)[..., None], chunks, steps)[..., 0],
+        keep=None
+        if reset is None
+        else 1 - _split(reset.to(real)[..., None], chunks, steps)[..., 0],
     )
 
 
-def _pad(x_BLX: Tensor, chunks: int, steps: int) -> Tensor:
-    """(B, L, X) to (B, K, T, X), zeros past the end."""
+def _put(gradient: Tensor, some: slice, scale_TBKD: Tensor, states: Tensor) -> None:
+    """Adds the gradient of B or C, from some chunks, where it belongs."""
+    scale = scale_TBKD.to(states.dtype)
+    if gradient.ndim == 2:
+        gradient += torch.einsum("tbkd,tbkdn->dn", scale, states)
+    else:
+        gradient[:, :, some] = torch.einsum("tbkd,tbkdn->tbkn", scale, states)
+
+
+def _split(x_BLX: Tensor, chunks: int, steps: int) -> Tensor:
+    """(B, L, X) to (T, B, K, X), zeros past the end."""
     padding = chunks * steps - x_BLX.shape[1]
-    return F.pad(x_BLX, (0, 0, 0, padding)).unflatten(1, (chunks, steps))
+    x_BKTX = F.pad(x_BLX, (0, 0, 0, padding)).unflatten(1, (chunks, steps))
+    return x_BKTX.permute(2, 0, 1, 3).contiguous()
 
 
-def _at(x: Tensor, t: int) -> Tensor:
-    """B or C at step t of every chunk."""
-    return x[:, :, t] if x.shape[2] > 1 else x[:, :, 0]
+def _whole(x_TBKX: Tensor, length: int) -> Tensor:
+    """Back to (B, L, X)."""
+    return x_TBKX.permute(1, 2, 0, 3).flatten(1, 2)[:, :length]
 
 
 def _real(x: Tensor) -> Tensor:
-    """What a readout contributes: a complex state stands for itself and its conjugate."""
-    return 2 * x.real if x.is_complex() else x
+    return x.real if x.is_complex() else x
