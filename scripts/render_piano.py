@@ -57,7 +57,7 @@ class Note:
 
 
 def main() -> None:
-    """Renders every public-domain piece and writes the FLAC files and pieces.json."""
+    """Writes every public-domain piece as FLAC, with pieces.json and checksums.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--songs", type=Path, required=True, help="songs/library of the npm package"
@@ -83,7 +83,6 @@ def main() -> None:
                 "split": SPLITS.get(midi.stem, "train"),
                 "composer": COMPOSERS.get(midi.stem, RAGTIME),
                 "samples": len(wave),
-                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
                 "midi": provenance["source_url"],
                 "midi_sha256": provenance["midi_sha256"],
                 "typesetter": provenance["arrangement_creator"].partition(" (")[0],
@@ -91,8 +90,10 @@ def main() -> None:
             }
         )
         print(f"{file.name}: {describe(wave)}, {file.stat().st_size / 1e6:.2f} MB")
-    text = json.dumps({"rate": RATE, "pieces": pieces}, indent=2, ensure_ascii=False)
-    (args.out / "pieces.json").write_text(text + "\n", encoding="utf-8")
+    write_json(args.out / "pieces.json", {"rate": RATE, "pieces": pieces})
+    written = [args.out / piece["file"] for piece in pieces] + [args.out / "pieces.json"]
+    checksums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in written}
+    write_json(args.out / "checksums.json", checksums)
 
 
 def read_strings(wheel: Path) -> dict[int, Wave]:
@@ -164,6 +165,12 @@ def render(notes: list[Note], strings: dict[int, Wave]) -> Wave:
     fade = round(FADE * RATE)
     mix[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     return mix * (PEAK / np.abs(mix).max())
+
+
+def write_json(file: Path, content: object) -> None:
+    """Indented, one newline at the end."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def describe(wave: Wave) -> str:
