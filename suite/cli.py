@@ -216,11 +216,29 @@ def bench_scan_command(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; by default torch's own.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option(help="The headline size alone.")] = False,
     as_json: Json = False,
 ) -> None:
     """Time the selective scan beside its peers, forward and backward, with peak memory."""
-    raise NotImplementedError
+    from seqbench.suite import runner
+    from seqbench.suite.bench import scan
+
+    _check_range("--threads", threads, 1)
+    runner.check_writable(results)
+    done = scan.bench_scan(
+        sizes=(scan.HEADLINE,) if quick else scan.SIZES,
+        device=device,
+        threads=threads,
+        progress=lambda line: None if as_json else err.print(line),
+    )
+    paths = done.write(results / "bench")
+    if as_json:
+        print(done.to_json())
+        return
+    out.print(done.table())
+    for path in paths:
+        err.print(str(path))
 
 
 @data_app.command("list")
