@@ -1,0 +1,197 @@
+"""The selective scan in C++ on CPU: SIMD over channels, checkpoints, recompute in backward."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqbench.kernels import native
+
+_SOURCE = Path(__file__).parent / "csrc" / "scan.cpp"
+_MAX_STATE = 256
+
+
+def refuse(
+    *,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+) -> str | None:
+    """Why this backend cannot take the call, or None."""
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
+    for x in given:
+        if x is not None and x.device.type != "cpu":
+            return f"a tensor is on {x.device}; it runs on cpu"
+    if A.is_complex():
+        return "A is complex; it takes a real A"
+    for x in given[:-1]:
+        if x is not None and x.dtype not in native.DTYPES:
+            return f"a tensor is {x.dtype}; it takes float32, bfloat16 and float16"
+    if not 1 <= A.shape[1] <= _MAX_STATE:
+        return f"the state has {A.shape[1]} numbers; it takes 1 to {_MAX_STATE}"
+    return native.refusal(_SOURCE)
+
+
+def checkpoints_shape(batch: int, length: int, width: int, state: int) -> tuple[int, ...]:
+    """The state before every chunk of steps, in blocks of 16 channels."""
+    chunk = _library().scan_chunk()
+    return batch, -(-length // chunk), -(-width // 16), state, 16
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B, L, D), the final state (B, D, N), and the checkpoints backward starts from."""
+    batch, length, width = u.shape
+    y_BLD = torch.empty(u.shape, dtype=u.dtype)
+    final_BDN = torch.empty(batch, *A.shape)
+    checkpoints = torch.empty(checkpoints_shape(batch, length, width, A.shape[1]))
+    if y_BLD.numel() == 0:
+        if initial_state is None:
+            return y_BLD, final_BDN.zero_(), checkpoints
+        return y_BLD, final_BDN.copy_(initial_state), checkpoints
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    call.point(checkpoints=checkpoints, y=y_BLD, final_state=final_BDN)
+    call.run("forward")
+    return y_BLD, final_BDN, checkpoints
+
+
+def backward(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    checkpoints: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None if not needed."""
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    if u.numel() == 0:
+        gradients = [torch.zeros_like(x) if n and x is not None else None
+                     for x, n in zip(inputs, needs)]  # fmt: skip
+        if gradients[8] is not None and dfinal_state is not None:
+            gradients[8].copy_(dfinal_state)
+        return tuple(gradients)
+    gradients = [
+        torch.empty(x.shape, dtype=x.dtype) if needed and x is not None else None
+        for x, needed in zip(inputs, needs)
+    ]
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = gradients
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    call.point(checkpoints=checkpoints, dy=dy.to(u.dtype), dfinal=dfinal_state)
+    call.point(du=du, ddelta=ddelta, dz=dz, dA=dA, dD=dD, dbias=dbias, dinitial=dinitial)
+    call.point(**{"dB" if B.ndim == 3 else "dconstant_B": dB})
+    call.point(**{"dC" if C.ndim == 3 else "dconstant_C": dC})
+    call.run("backward")
+    return tuple(gradients)
+
+
+_ROWS = ("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC")
+
+
+class _Arguments(ctypes.Structure):
+    """ScanArgs of scan.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "length", "width", "state")),
+        ("team", native.Team),
+        ("softplus", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        *((name, native.Rows) for name in ("u", "delta", "z", "B", "C")),
+        *((name, ctypes.c_void_p) for name in ("A", "constant_B", "constant_C", "D", "bias")),
+        *((name, ctypes.c_void_p) for name in ("initial", "reset", "checkpoints", "workspace")),
+        ("y", native.Rows),
+        ("final_state", ctypes.c_void_p),
+        *((name, native.Rows) for name in ("dy", "du", "ddelta", "dz", "dB", "dC")),
+        *((name, ctypes.c_void_p) for name in ("dfinal", "dA", "dconstant_B", "dconstant_C")),
+        *((name, ctypes.c_void_p) for name in ("dD", "dbias", "dinitial")),
+    )
+
+
+class _Call:
+    """One call's arguments, and the tensors they point into."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        initial_state: Tensor | None,
+        reset: Tensor | None,
+    ) -> None:
+        self.tensors: list[Tensor] = []
+        batch, length, width = u.shape
+        self.arguments = _Arguments(batch, length, width, A.shape[1], native.Team.current())
+        self.arguments.softplus = delta_softplus
+        self.point(u=u, delta=delta, z=z, A=A, D=D, bias=delta_bias, initial=initial_state)
+        self.point(reset=reset)
+        self.point(**{"B" if B.ndim == 3 else "constant_B": B})
+        self.point(**{"C" if C.ndim == 3 else "constant_C": C})
+
+    def point(self, **tensors: Tensor | None) -> None:
+        """Sets fields to tensors; None leaves a field null."""
+        for name, x in tensors.items():
+            if x is None:
+                continue
+            x = native.adjacent(x) if name in _ROWS else x.contiguous()
+            self.tensors.append(x)
+            value: Any = native.Rows.of(x) if name in _ROWS else x.data_ptr()
+            setattr(self.arguments, name, value)
+
+    def run(self, direction: str) -> None:
+        library = _library()
+        pointer = ctypes.byref(self.arguments)
+        self.point(workspace=torch.empty(library.scan_workspace(pointer, direction == "backward")))
+        (library.scan_backward if direction == "backward" else library.scan_forward)(pointer)
+
+
+def _library() -> ctypes.CDLL:
+    return _declared(native.load(_SOURCE))
+
+
+@functools.cache
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.scan_chunk.restype = ctypes.c_int64
+    library.scan_workspace.restype = ctypes.c_int64
+    library.scan_workspace.argtypes = (ctypes.c_void_p, ctypes.c_int32)
+    for function in (library.scan_forward, library.scan_backward):
+        function.argtypes = (ctypes.c_void_p,)
+        function.restype = None
+    return library
