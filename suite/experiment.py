@@ -34,7 +34,8 @@ class TrainConfig:
     eval_every: int = 100  # steps between validations
     eval_batches: int = 8  # validation batches at most
     test_batches: int = 32  # test batches at most
-    stop_at: float | None = None  # stop once the validation headline is this good
+    stop_at: float | None = None  # solved, and over, once the validation headline is this good
+    stop_early: bool = True  # False: solving is noted, and the run goes on to its last step
     patience: int | None = None  # stop after so many validations without gain
     curriculum: bool = False  # go through the task's stages, easiest first
     curriculum_pass: float = 0.9  # training accuracy that ends a stage

@@ -60,7 +60,7 @@ class CellModule(lightning.LightningModule):
         self.stage_started = 0
         self.accuracy = 0.0  # moving average over training batches, while a curriculum lasts
         self.curve: list[CurvePoint] = []
-        self.best: dict[str, Tensor] = {}  # the weights of the best validation
+        self.best: dict[str, Tensor] = {}  # the weights of the best validation, the last of equals
         self.solved_at: int | None = None
         self.after_validation: Callable[[], None] = lambda: None
         self._began = self._told = time.perf_counter()
@@ -140,7 +140,7 @@ class CellModule(lightning.LightningModule):
         better = METRICS[task.headline]
         value = metrics[task.headline]
         earlier = [point.validation[task.headline] for point in self.curve]
-        if not earlier or (value > max(earlier) if better else value < min(earlier)):
+        if not earlier or (value >= max(earlier) if better else value <= min(earlier)):
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.curve.append(
             CurvePoint(
@@ -157,7 +157,7 @@ class CellModule(lightning.LightningModule):
             value >= train.stop_at if better else value <= train.stop_at
         ):
             self.solved_at = self.solved_at or self.step
-            self.trainer.should_stop = True
+            self.trainer.should_stop = train.stop_early
         if train.patience is not None:
             since = len(earlier) - _best_index([*earlier, value], better)
             if since >= train.patience:
@@ -365,9 +365,9 @@ def fit(module: CellModule, steps: range, device: torch.device) -> None:
 
 def _stopped(module: CellModule) -> bool:
     """Whether an earlier or this sitting ended the run before its last step."""
-    if module.solved_at is not None:
-        return True
     train = module.cell.train
+    if module.solved_at is not None and train.stop_early:
+        return True
     if train.patience is None or not module.curve:
         return False
     headline = module.task.headline
