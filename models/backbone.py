@@ -110,7 +110,8 @@ class Backbone(nn.Module):
 
     def state_size(self, length: int) -> int:
         """Numbers carried per sequence after `length` tokens when decoding."""
-        return sum(layer.block.state_size(length) for layer in self._layers())
+        position = int(self.config.positions != "none")
+        return position + sum(layer.block.state_size(length) for layer in self._layers())
 
     @property
     def num_parameters(self) -> int:

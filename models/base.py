@@ -54,15 +54,14 @@ class SequenceLayer(CausalModule):
     """The part of a block that mixes over time.
 
     A subclass in `models/layers/NAME.py` is the layer `NAME` (underscores become dashes). Its
-    `width` is the D of its input, which a block may have widened; `d_model` is the model's, and
-    `num_layers` the depth it is one of.
+    `width` is the D of its input, which a block may have widened; `d_model` is the model's.
     """
 
     Config: ClassVar[type] = NoOptions  # frozen, keyword-only dataclass
     complexity: ClassVar[str] = ""  # time to train on L tokens, and to decode one; "O(L), O(1)"
     fuses_gate: ClassVar[bool] = False  # forward and step take a gate `z` and return y * silu(z)
 
-    def __init__(self, width: int, config: Any, *, d_model: int, num_layers: int) -> None:
+    def __init__(self, width: int, config: Any, *, d_model: int) -> None:
         super().__init__()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seqbench.models.backbone import Backbone, BackboneConfig
@@ -18,7 +19,15 @@ from seqbench.models.discovery import (
     suggestion,
 )
 
-__all__ = ["ModelInfo", "build_model", "describe", "options_of", "parameter_groups", "presets"]
+__all__ = [
+    "ModelInfo",
+    "build_model",
+    "describe",
+    "match_parameters",
+    "options_of",
+    "parameter_groups",
+    "presets",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +40,81 @@ class Preset:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_GPT = {"norm": "layer", "bias": True}
+# Table 2 of the Mamba paper: attention alone, 8 heads, no MLP.
+_TABLE_2 = {**_GPT, "mlp": "none", "num_heads": 8}
+
 PRESETS: dict[str, Preset] = {
     "mamba": Preset(block="mamba", layer="s6", summary="Mamba: selective state space (2023)"),
+    "mamba+s4": Preset(block="mamba", layer="s4", summary="S4D in the Mamba block: no selection"),
+    "mamba+hyena": Preset(
+        block="mamba", layer="hyena", summary="Hyena's long convolution in the Mamba block"
+    ),
+    "h3": Preset(block="h3", layer="s4", summary="H3: shift and S4D between two gates (2023)"),
+    "h3+hyena": Preset(
+        block="h3", layer="hyena", summary="Hyena's long convolution in the H3 block"
+    ),
+    "h3+s6": Preset(block="h3", layer="s6", summary="selective state space in the H3 block"),
     "s4": Preset(block="none", layer="s4", summary="S4D in the block without a gate (2022)"),
+    "s6": Preset(
+        block="none", layer="s6", summary="selective state space in the block without a gate"
+    ),
+    "hyena": Preset(
+        block="transformer",
+        layer="hyena",
+        summary="Hyena: operator of order 2 and MLP (2023)",
+        options={**_GPT, "order": 2},
+    ),
     "transformer": Preset(
         block="transformer",
         layer="attention",
-        summary="Transformer: causal attention with RoPE, GELU MLP, LayerNorm and biases",
-        options={"norm": "layer", "bias": True},
+        summary="Transformer: attention with RoPE, GELU MLP, LayerNorm, biases",
+        options=_GPT,
+    ),
+    "transformer-absolute": Preset(
+        block="transformer",
+        layer="attention",
+        summary="attention without MLP, sinusoidal positions, 8 heads (MHA-Abs)",
+        options={**_TABLE_2, "position": "none", "positions": "sinusoidal"},
+    ),
+    "transformer-rope": Preset(
+        block="transformer",
+        layer="attention",
+        summary="attention without MLP, RoPE, 8 heads (MHA-RoPE)",
+        options={**_TABLE_2, "position": "rope"},
+    ),
+    "transformer-xpos": Preset(
+        block="transformer",
+        layer="attention",
+        summary="attention without MLP, xPos, 8 heads (MHA-xPos)",
+        options={**_TABLE_2, "position": "xpos"},
+    ),
+    "transformer++": Preset(
+        block="transformer",
+        layer="attention",
+        summary="Transformer++: RoPE, SwiGLU, RMSNorm, no biases",
+        options={"mlp": "swiglu"},
+    ),
+    "linear-attention": Preset(
+        block="transformer",
+        layer="linear-attention",
+        summary="linear attention, feature map elu + 1, and MLP (2020)",
+        options=_GPT,
+    ),
+    "retnet": Preset(
+        block="transformer", layer="retnet", summary="RetNet: decaying linear attention (2023)"
+    ),
+    "gla": Preset(
+        block="transformer",
+        layer="gla",
+        summary="gated linear attention and SwiGLU (2024)",
+        options={"mlp": "swiglu"},
+    ),
+    "s5": Preset(
+        block="none", layer="s5", summary="S5: one state space for all channels, no gate (2023)"
+    ),
+    "lstm": Preset(
+        block="transformer", layer="lstm", summary="LSTM, residual (1997)", options={"mlp": "none"}
     ),
 }
 
@@ -94,7 +170,7 @@ def build_model(
     )
 
     def make_layer(width: int) -> SequenceLayer:
-        return parts.layer(width, layer_config, d_model=d_model, num_layers=num_layers)
+        return parts.layer(width, layer_config, d_model=d_model)
 
     def make_block() -> Block:
         return parts.block(d_model, block_config, make_layer=make_layer, num_layers=num_layers)
@@ -102,6 +178,37 @@ def build_model(
     return Backbone(
         make_block, backbone, vocab_size=vocab_size, d_model=d_model, num_layers=num_layers
     )
+
+
+def match_parameters(
+    name: str,
+    *,
+    parameters: int,
+    vocab_size: int,
+    num_layers: int,
+    multiple_of: int = 8,
+    **options: Any,
+) -> int:
+    """The d_model, a multiple of `multiple_of`, whose size is nearest to `parameters`."""
+
+    def size(units: int) -> int:
+        with torch.device("meta"):
+            model = build_model(
+                name,
+                vocab_size=vocab_size,
+                d_model=units * multiple_of,
+                num_layers=num_layers,
+                **options,
+            )
+        return model.num_parameters
+
+    low, high = 1, 1
+    while size(high) < parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < parameters else (low, middle)
+    return multiple_of * min((low, high), key=lambda units: abs(size(units) - parameters))
 
 
 def presets() -> dict[str, str]:

@@ -35,6 +35,9 @@ class TransformerBlock(Block):
     ) -> None:
         super().__init__(d_model, config, make_layer=make_layer, num_layers=num_layers)
         self.layer = make_layer(d_model)
+        output = getattr(self.layer, "out_proj", None)
+        if isinstance(output, nn.Linear):
+            _scale_output(output, num_layers)
         if config.mlp == "gelu":
             self.mlp = _MLP(d_model, round(config.mlp_expand * d_model), config.bias, num_layers)
         elif config.mlp == "swiglu":
@@ -79,7 +82,7 @@ class _SwiGLU(nn.Module):
 
 def _scale_output(linear: nn.Linear, num_layers: int) -> None:
     with torch.no_grad():
-        # Two branches a layer write to the residual stream: the layer's and this one.
+        # Two branches a block write to the residual stream: the layer's and the MLP's.
         linear.weight /= math.sqrt(2 * num_layers)
         if linear.bias is not None:
             linear.bias.zero_()

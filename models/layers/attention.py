@@ -1,8 +1,7 @@
-"""Causal softmax attention with rotary positions (Vaswani et al. 2017; RoPE: Su et al. 2021)."""
+"""Causal softmax attention: rotary positions, xPos, sliding window (Vaswani et al. 2017)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqbench.models.base import SequenceLayer, State, require
+from seqbench.models.rotary import rotate
+
+XPOS_SCALE = 512  # positions over which xPos decays by its base (Sun et al. 2022)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,62 +20,56 @@ class AttentionConfig:
     """Heads and positions."""
 
     num_heads: int = 4
-    position: Literal["rope", "none"] = "rope"
+    position: Literal["rope", "xpos", "none"] = "rope"
     rope_base: float = 10000.0
+    window: int | None = None  # a position sees the last `window` ones, itself included
     bias: bool = False  # of the linear maps
 
     def __post_init__(self) -> None:
         require(self.num_heads >= 1, "num_heads", self.num_heads, "1 or more")
-        require(self.rope_base > 1, "rope_base", self.rope_base, "a number above 1")
+        require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
+        require(self.window is None or self.window >= 1, "window", self.window, "1 or more")
 
 
 class Attention(SequenceLayer):
     """Multi-head attention through torch's scaled_dot_product_attention.
 
     The state is (keys, values), each (B, T, H, W), W the width of a head, and the number of tokens
-    seen (B,): keys are kept as rotated.
+    seen (B,). Keys are kept rotated; with a window only those that can still be seen are.
     """
 
     Config = AttentionConfig
     complexity = "O(L²), O(L)"
 
-    def __init__(
-        self, width: int, config: AttentionConfig, *, d_model: int, num_layers: int
-    ) -> None:
-        super().__init__(width, config, d_model=d_model, num_layers=num_layers)
+    def __init__(self, width: int, config: AttentionConfig, *, d_model: int) -> None:
+        super().__init__(width, config, d_model=d_model)
         heads = config.num_heads
         require(width % heads == 0, "num_heads", heads, f"a divisor of the width {width}")
-        require(
-            config.position == "none" or width // heads % 2 == 0,
-            "num_heads",
-            heads,
-            f"such that {width} / {heads} is even, for rotary positions",
-        )
+        if config.position != "none":
+            even = width // heads % 2 == 0
+            require(
+                even, "num_heads", heads, f"such that {width} / num_heads is even, for rotation"
+            )
         self.config = config
         self.width = width
         self.in_proj = nn.Linear(width, 3 * width, bias=config.bias)
         self.out_proj = nn.Linear(width, width, bias=config.bias)
-        with torch.no_grad():
-            # Two branches a layer write to the residual stream: this one and the MLP's.
-            self.out_proj.weight /= math.sqrt(2 * num_layers)
-            for linear in (self.in_proj, self.out_proj):
-                if linear.bias is not None:
-                    linear.bias.zero_()
+        if config.bias:
+            nn.init.zeros_(self.in_proj.bias)
+            nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
-        B, L, _ = x_BLD.shape
-        qkv = self.in_proj(x_BLD).view(B, L, 3, self.config.num_heads, -1)
+        position_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
         if state is None:
-            return self._attend(*self._rotate(qkv, torch.arange(L, device=x_BLD.device)), None)
+            return self._attend(*self._project(x_BLD, position_L))
         keys, values, seen_B = state
-        position_BL = seen_B[:, None] + torch.arange(L, device=x_BLD.device)
-        q, k, v = self._rotate(qkv, position_BL)
+        q, k, v = self._project(x_BLD, seen_B[:, None] + position_L)
         k, v = torch.cat([keys, k], 1), torch.cat([values, v], 1)
-        T = k.shape[1]
-        mask = None
-        if L > 1:  # query i stands at T - L + i
-            mask = torch.ones(L, T, dtype=torch.bool, device=x_BLD.device).tril(T - L)
-        return self._attend(q, k, v, mask, causal=False), (k, v, seen_B + L)
+        y_BLD = self._attend(q, k, v)
+        if self.config.window is not None:
+            start = max(k.shape[1] - self.config.window + 1, 0)
+            k, v = k[:, start:], v[:, start:]
+        return y_BLD, (k, v, seen_B + x_BLD.shape[1])
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
         heads = self.config.num_heads
@@ -85,25 +81,47 @@ class Attention(SequenceLayer):
         return y_BLD[:, 0], state
 
     def state_size(self, length: int) -> int:
-        return 2 * self.width * length + 1
+        window = self.config.window
+        kept = length if window is None else min(length, window - 1)
+        return 2 * self.width * kept + 1
 
-    def _rotate(self, qkv: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotate queries and keys by their position (L) or (B, L); each out as (B, L, H, W)."""
-        if self.config.position == "none":
-            q, k, v = qkv.unbind(2)
-            return q, k, v
-        half = qkv.shape[-1] // 2
-        rate = torch.arange(half, device=qkv.device, dtype=torch.float32) / half
-        angle = position[..., None] * self.config.rope_base**-rate
-        cos, sin = (f(angle)[..., None, None, :].to(qkv.dtype) for f in (torch.cos, torch.sin))
-        first, second = qkv[:, :, :2].chunk(2, -1)
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-        q, k = turned.unbind(2)
-        return q, k, qkv[:, :, 2]
+    def _project(self, x_BLD: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated by their position (L) or (B, L), and values: (B, L, H, W)."""
+        heads = self.config.num_heads
+        qk, v = self.in_proj(x_BLD).split([2 * self.width, self.width], -1)
+        qk, v = qk.unflatten(-1, (2 * heads, -1)), v.unflatten(-1, (heads, -1))
+        if self.config.position != "none":
+            qk = rotate(qk, position, self.config.rope_base)
+        return qk[:, :, :heads], qk[:, :, heads:], v
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = True
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Query i of L stands at place T - L + i among the T keys."""
+        L, T = q.shape[1], k.shape[1]
+        if self.config.position == "xpos":
+            q, k = _decay(q, k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        plain = self.config.window is None or self.config.window >= T
+        if plain and L == 1:
+            y = F.scaled_dot_product_attention(q, k, v)
+        elif plain and L == T:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            mask = torch.ones(L, T, dtype=torch.bool, device=q.device).tril(T - L)
+            if not plain:
+                mask = mask.triu(T - L - self.config.window + 1)  # type: ignore[operator]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+def _decay(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """xPos: scores fall off with distance, ζ^(distance / 512) in each pair of channels.
+
+    Places are counted from the middle of the queries, so that neither factor overflows.
+    """
+    L, T, half = q.shape[1], k.shape[1], q.shape[-1] // 2
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    pair = torch.arange(half, device=q.device, dtype=dtype) / half
+    log_zeta = torch.log((pair + 0.4) / 1.4)
+    place = (torch.arange(T, device=q.device) - (T - L) - L // 2) / XPOS_SCALE
+    scale = torch.exp(place[:, None, None] * torch.cat([log_zeta, log_zeta]))
+    return q * scale[T - L :].to(q.dtype), k / scale.to(k.dtype)

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqbench.models.base import SequenceLayer, State, no_weight_decay, require
 from seqbench.models.convolution import long_convolution
+from seqbench.models.hippo import normal_legs
 
 CHUNK = 1024  # positions taken at a time when a state is carried: bounds memory
 
@@ -20,7 +23,8 @@ class S4Config:
     """Letters of the paper in brackets."""
 
     d_state: int = 64  # real numbers of state a channel; complex ones count twice [N]
-    init: Literal["lin", "real"] = "lin"  # of A: -1/2 + πni, or -(n+1)
+    init: Literal["lin", "inv", "legs", "real"] = "lin"  # of A, see _eigenvalues
+    discretisation: Literal["zoh", "bilinear"] = "zoh"
     dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
     dt_max: float = 0.1
 
@@ -42,21 +46,20 @@ class S4(SequenceLayer):
     Config = S4Config
     complexity = "O(L log L), O(1)"
 
-    def __init__(self, width: int, config: S4Config, *, d_model: int, num_layers: int) -> None:
-        super().__init__(width, config, d_model=d_model, num_layers=num_layers)
+    def __init__(self, width: int, config: S4Config, *, d_model: int) -> None:
+        super().__init__(width, config, d_model=d_model)
         self.config = config
         self.width = width
         self.complex = config.init != "real"
         self.modes = config.d_state // 2 if self.complex else config.d_state
         log_min, log_max = math.log(config.dt_min), math.log(config.dt_max)
         self.log_dt = _parameter(torch.rand(width) * (log_max - log_min) + log_min)
-        n = torch.arange(self.modes, dtype=torch.float32).repeat(width, 1)
+        A = torch.tensor(_eigenvalues(config), dtype=torch.complex64).repeat(width, 1)
+        self.A_log = _parameter((-A.real).log())
         if self.complex:
-            self.A_log = _parameter(torch.full_like(n, 0.5).log())  # log of -Re A
-            self.A_imag = _parameter(math.pi * n)
+            self.A_imag = _parameter(A.imag.clone())
             self.C = _parameter(torch.randn(width, self.modes, 2) * math.sqrt(0.5))
         else:
-            self.A_log = _parameter((n + 1).log())
             self.C = _parameter(torch.randn(width, self.modes))
         self.D = _parameter(torch.randn(width))
 
@@ -83,7 +86,7 @@ class S4(SequenceLayer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         log_Abar, Bbar, C = self._readout()
         x = x_BD.to(self.log_dt.dtype)
-        state = torch.exp(log_Abar) * state + Bbar * x[..., None]
+        state = self._powers(log_Abar, 1) * state + Bbar * x[..., None]
         return ((C * state).sum(-1).real + self.D * x).to(x_BD.dtype), state
 
     def state_size(self, length: int) -> int:
@@ -95,8 +98,22 @@ class S4(SequenceLayer):
         decay = torch.exp(self.A_log)
         A = torch.complex(-decay, self.A_imag) if self.complex else -decay
         C = 2 * torch.view_as_complex(self.C) if self.complex else self.C
-        log_Abar = A * dt
-        return log_Abar, (torch.exp(log_Abar) - 1) / A, C
+        if self.config.discretisation == "zoh":
+            log_Abar = A * dt
+            return log_Abar, (torch.exp(log_Abar) - 1) / A, C
+        # Complex even for a real A: Ā is negative once Δ|A| > 2.
+        Abar = (1 + A * dt / 2) / (1 - A * dt / 2)
+        return torch.log(Abar.to(dt.dtype.to_complex())), dt / (1 - A * dt / 2), C
+
+    def _powers(self, log_Abar: Tensor, exponent: Tensor | int) -> Tensor:
+        """Ā^exponent, (D, M) or (D, M, L); angles in float64, as they grow to many turns."""
+        if isinstance(exponent, Tensor):
+            log_Abar = log_Abar[..., None]
+        if not log_Abar.is_complex():
+            return torch.exp(log_Abar * exponent)
+        size, angle = torch.exp(log_Abar.real * exponent), log_Abar.imag.double() * exponent
+        real = size * angle.cos().to(size.dtype)
+        return torch.complex(real, size * angle.sin().to(size.dtype)) if self.complex else real
 
     def _in_chunks(self, x_BLD: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         readout, ys = self._readout(), []
@@ -114,34 +131,38 @@ class S4(SequenceLayer):
         # Ā^l for l = block * i + j is a product of two powers: the kernel is a matrix product over
         # the modes, with 2 sqrt(L) exponentials a mode instead of L.
         block = math.isqrt(max(L - 1, 0)) + 1
-        near_DMJ = _powers(log_Abar, torch.arange(block, device=x_BLD.device))
-        far_DMI = _powers(log_Abar, block * torch.arange(-(-L // block), device=x_BLD.device))
+        near_DMJ = self._powers(log_Abar, torch.arange(block, device=x_BLD.device))
+        far_DMI = self._powers(log_Abar, block * torch.arange(-(-L // block), device=x_BLD.device))
         rows_DIR = _rows((C * Bbar)[..., None].conj() * far_DMI.conj()).mT
         kernel_DL = (rows_DIR @ _rows(near_DMJ)).flatten(1)[:, :L]
         y_BLD = long_convolution(x_BLD, kernel_DL)
         if state is None:
             return y_BLD, x_BLD
         powers_DML = (far_DMI[..., None] * near_DMJ[:, :, None]).flatten(2)[..., :L]
-        Abar = torch.exp(log_Abar)
+        Abar = self._powers(log_Abar, 1)
         seen_DBR = _rows(((C * Abar) * state).conj().transpose(0, 1).mT).mT
         y_BLD = y_BLD + (seen_DBR @ _rows(powers_DML)).permute(1, 2, 0)
         added_DBR = x_BLD.permute(2, 0, 1) @ _rows(powers_DML.flip(-1)).mT
         added_DBM = _from_rows(added_DBR, self.complex)
-        state = torch.exp(log_Abar * L) * state + Bbar * added_DBM.transpose(0, 1)
+        state = self._powers(log_Abar, L) * state + Bbar * added_DBM.transpose(0, 1)
         return y_BLD, state
+
+
+def _eigenvalues(config: S4Config) -> NDArray[Any]:
+    """A's diagonal: one of each conjugate pair, or all of a real one."""
+    N = config.d_state
+    n = np.arange(N // 2)
+    if config.init == "lin":
+        return -0.5 + 1j * np.pi * n
+    if config.init == "inv":
+        return -0.5 + 1j * N / np.pi * (N / (2 * n + 1) - 1)
+    if config.init == "legs":
+        return normal_legs(N)[0]
+    return -(np.arange(N) + 1.0 + 0j)
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
     return no_weight_decay(nn.Parameter(value))
-
-
-def _powers(log_base_DM: Tensor, exponent_L: Tensor) -> Tensor:
-    """base^exponent (D, M, L); angles in float64, as they grow to thousands of turns."""
-    if not log_base_DM.is_complex():
-        return torch.exp(log_base_DM[..., None] * exponent_L)
-    size = torch.exp(log_base_DM.real[..., None] * exponent_L)
-    angle = log_base_DM.imag.double()[..., None] * exponent_L
-    return torch.complex(size * angle.cos().to(size.dtype), size * angle.sin().to(size.dtype))
 
 
 def _rows(z_DMX: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ class Decay(SequenceLayer):
     Config = DecayConfig
     complexity = "O(L), O(1)"
 
-    def __init__(self, width, config, *, d_model, num_layers):
-        super().__init__(width, config, d_model=d_model, num_layers=num_layers)
+    def __init__(self, width, config, *, d_model):
+        super().__init__(width, config, d_model=d_model)
         self.width, self.keep = width, config.keep
 
     def forward(self, x_BLD, state=None):
@@ -161,7 +161,7 @@ def test_initialisations_survive_the_stack() -> None:
         n = torch.arange(1, 17).float().log()
         assert torch.equal(layer.A_log, n.expand(512, 16))
         assert torch.equal(layer.D, torch.ones(512))
-        dt = F.softplus(layer.dt_proj.bias)
+        dt = F.softplus(layer.dt_bias)
         assert dt.min() >= 1e-3 * 0.999 and dt.max() <= 0.1 * 1.001
         # Log-uniform: the logarithm's mean and spread are those of a uniform draw.
         assert abs(dt.log().mean() - math.log(1e-2)) < 0.2
@@ -189,7 +189,7 @@ def test_an_untied_head_has_weights_of_its_own() -> None:
 
 def test_s4_convolution_equals_recurrence_in_float32() -> None:
     torch.manual_seed(0)
-    layer = layer_class("s4")(32, layer_class("s4").Config(), d_model=32, num_layers=2)
+    layer = layer_class("s4")(32, layer_class("s4").Config(), d_model=32)
     assert isinstance(layer, SequenceLayer)
     x = torch.randn(2, 2500, 32)
     with torch.no_grad():
