@@ -22,6 +22,7 @@ from seqbench.suite.report.tables import (
     devices,
     metric_label,
     metric_text,
+    varying,
 )
 
 
@@ -65,16 +66,14 @@ def _chips(records: Sequence[Record], status: Table) -> str:
         chips.append(
             ("", "paper scale") if scale == "paper" else ("warn", f"{scale} scale: not the paper's")
         )
-    count = len({(r.cell.task, r.cell.model) for r in records})
     done = sum(r.status == "done" for r in records)
     chips += [
-        ("", f"{len({r.cell.task for r in records})} tasks"),
-        ("", f"{len({r.cell.model for r in records})} models"),
-        ("", f"{count} pairs"),
-        ("", f"{done} cells done"),
+        ("", _count(len({r.cell.task for r in records}), "task")),
+        ("", _count(len({r.cell.model for r in records}), "model")),
+        ("", f"{_count(done, 'cell')} done"),
     ]
     if status.rows:
-        chips.append(("bad", f"{len(status.rows)} cells without results"))
+        chips.append(("bad", f"{_count(len(status.rows), 'cell')} without results"))
     return "".join(f'<span class="chip {kind}">{escape(text)}</span>' for kind, text in chips)
 
 
@@ -128,11 +127,24 @@ def _table(
     fold = f"<details><summary>Drawn from</summary>{_notes(origin)}</details>" if origin else ""
     if not table.rows:
         return f"{title}{_notes(told)}{fold}"
+    shown = list(range(len(table.columns)))
+    if len(shown) > 10:  # a wide table says once what is the same in every row
+        shown = varying(table)
+        same = [
+            f"{c.heading} {table.rows[0][i].text}"
+            for i, c in enumerate(table.columns)
+            if i not in shown and table.rows[0][i].text
+        ]
+        told = [f"In every row: {'; '.join(same)}.", *told] if same else told
+    columns = [table.columns[i] for i in shown]
     heads = "".join(
         f'<th scope="col"{_class(c)}><button type="button">{escape(c.heading)}</button></th>'
-        for c in table.columns
+        for c in columns
     )
-    lines = "\n".join(_row(row, table.columns, table.name) for row in table.rows)
+    lines = "\n".join(
+        _row([row[i] for i in shown], columns, f"cell-{row[-1].text}" if tall else None)
+        for row in table.rows
+    )
     return (
         f'{title}<div class="block"><div class="scroll{" tall" if tall else ""}">'
         f'<table id="table-{escape(table.name)}"><thead><tr>{heads}</tr></thead>\n'
@@ -140,18 +152,21 @@ def _table(
     )
 
 
-def _row(row: Sequence[Entry], columns: Sequence[Column], name: str) -> str:
-    own = f' id="cell-{escape(row[-1].text)}"' if name == "cells" else ""
+def _row(row: Sequence[Entry], columns: Sequence[Column], own_id: str | None) -> str:
+    own = f' id="{escape(own_id)}"' if own_id else ""
     cells = []
     for i, (entry, column) in enumerate(zip(row, columns, strict=True)):
         kinds = ["n"] if column.numeric else []
         kinds += ["strong"] if entry.strong else []
         kinds += ["first"] if i == 0 else []
+        kinds += ["w"] if column.wide else []
+        kinds += ["m"] if column.heading.endswith("metric") else []
         kinds += ["digest"] if column.heading == "cell" else []
         kinds += [f"status-{entry.text}"] if column.heading == "status" else []
         kind = f' class="{escape(" ".join(kinds))}"' if kinds else ""
         value = f' data-v="{entry.value!r}"' if isinstance(entry.value, int | float) else ""
-        cells.append(f"<td{kind}{value}>{escape(entry.text)}</td>")
+        detail = f" <small>{escape(entry.detail)}</small>" if entry.detail else ""
+        cells.append(f"<td{kind}{value}>{escape(entry.text)}{detail}</td>")
     return f"<tr{own}>{''.join(cells)}</tr>"
 
 
@@ -244,7 +259,7 @@ def _provenance(records: Sequence[Record], found: Sequence[Row]) -> str:
         versions = env.get("versions")
         torch = versions.get("torch") if isinstance(versions, Mapping) else None
         facts = [
-            f"{len(members)} cells",
+            _count(len(members), "cell"),
             f"commit {_commit(env)}",
             devices(members[:1]),
             f"backend {backends(members[:1])}",
@@ -260,10 +275,14 @@ def _provenance(records: Sequence[Record], found: Sequence[Row]) -> str:
             del config["seed"], config["scale_note"]
             digests = {str(r.cell.seed): r.digest for r in group.records}
             text = json.dumps({**config, "digest_by_seed": digests}, indent=1)
-            seeds = f"{len(group.records)} seed{'s' if len(group.records) > 1 else ''}"
+            seeds = _count(len(group.records), "seed")
             parts.append(_fold(f"{row.title} · {group.model} · {row.scale} scale · {seeds}", text))
     return "\n".join(parts)
 
 
 def _fold(summary: str, text: str) -> str:
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from seqbench.suite.experiment import Cell
@@ -46,8 +46,8 @@ class Series:
     model: str  # ours, spelled block+layer
     name: str  # theirs
     metric: str  # a key of tasks.base.METRICS, or "error" text of another unit
-    axis: str = ""  # what the values are listed by: "length", "parameters"; "": one value
-    values: Mapping[int, float] = field(default_factory=dict)
+    axis: Literal["length", "parameters"]  # what the values are listed by
+    values: Mapping[int, float]
     source: str
     read: Literal["stated", "figure"]
     setting: str
@@ -314,20 +314,18 @@ def beside_ours(
         columns=(
             Column(heading="task"),
             Column(heading="our model"),
-            Column(heading="our setting"),
-            Column(heading="our test metric"),
-            Column(heading="ours", numeric=True),
+            Column(heading="ours (our scale)", wide=True),
+            Column(heading="paper (their scale)", wide=True),
             Column(heading="their model"),
-            Column(heading="their metric"),
-            Column(heading="paper (their scale)"),
             Column(heading="source"),
-            Column(heading="their setting"),
+            Column(heading="their setting", wide=True),
         ),
         rows=tuple(lines),
         notes=(
             "The paper's numbers (Gu & Dao 2023, arXiv 2312.00752 v2) are of the paper's scale, "
             "data and code; ours stand beside them for orientation, and no difference of the two "
-            "is a result. [fig]: read off the paper's figure, about 4 digits; oom: out of memory.",
+            "is a result. [fig]: read off the paper's figure, about 4 digits; oom: out of memory; "
+            "…: the rest is in paper.csv.",
             "Our s4 is the diagonal S4D.",
             *scale_notes(used),
             provenance(used),
@@ -349,46 +347,51 @@ def _line(row: Row, group: Group, series: Series) -> tuple[Entry, ...]:
     half = score.half_width
     text = metric_text(score.mean, metric)
     higher = example.higher_is_better if metric == example.headline else None
+    ours = (metric_label(metric, higher), f"{row.scale} scale", row.setting)
+    theirs = f"{metric_label(series.metric)}, by {series.axis}"
+    theirs += "" if series.same_metric else ", on other data"
     return (
         Entry(text=row.task),
         Entry(text=group.model),
-        Entry(text=", ".join(p for p in (f"{row.scale} scale", row.setting) if p)),
-        Entry(text=metric_label(metric, higher)),
         Entry(
-            text=text if half is None else f"{text} ± {metric_text(half, metric)}", value=score.mean
+            text=text if half is None else f"{text} ± {metric_text(half, metric)}",
+            value=score.mean,
+            detail=", ".join(p for p in ours if p),
         ),
+        Entry(text=_listed(series), detail=theirs),
         Entry(text=series.name),
-        Entry(text=metric_label(series.metric) + ("" if series.same_metric else " (other data)")),
-        Entry(text=_listed(series)),
         Entry(text=series.source + (" [fig]" if series.read == "figure" else "")),
         Entry(text="; ".join(p for p in (series.setting, series.remark) if p)),
     )
 
 
 def _listed(series: Series) -> str:
-    """98.1 at 64, 99.6 at 128: neighbours with one value stand together."""
+    """83.6 at 512, 31.3 at 1024, ...: equal neighbours together, the middle of many left out."""
+    digits = max(len(repr(v).partition(".")[2]) for v in series.values.values())
     parts: list[tuple[str, list[int]]] = []
     for at, value in series.values.items():
-        text = "oom" if math.isnan(value) else _value_text(value, series.metric)
+        text = "oom" if math.isnan(value) else _value_text(value, series.metric, digits)
         if parts and parts[-1][0] == text:
             parts[-1][1].append(at)
         else:
             parts.append((text, [at]))
-    return ", ".join(
+    texts = [
         f"{text} at {_at(ats[0], series.axis)}"
         + (f" to {_at(ats[-1], series.axis)}" if len(ats) > 1 else "")
         for text, ats in parts
-    )
+    ]
+    shown = texts if len(texts) <= 6 else [*texts[:4], "…", texts[-1]]
+    return ", ".join(shown).replace("…, ", "… ")
 
 
-def _value_text(value: float, metric: str) -> str:
-    return f"{100 * value:.1f}" if is_share(metric) else f"{value:g}"
+def _value_text(value: float, metric: str, digits: int) -> str:
+    return f"{100 * value:.1f}" if is_share(metric) else f"{value:.{digits}f}"
 
 
 def _at(value: int, axis: str) -> str:
     if axis == "length" and value >= 2**20:
         return f"{value // 2**20}M"
-    return str(value) if axis == "length" else compact(value)
+    return str(value) if axis == "length" else compact(value).replace("G", "B")
 
 
 def _tidy(row: Row, group: Group, series: Series) -> list[dict[str, Any]]:

@@ -405,7 +405,8 @@ def _reference_lines(axis: Axes, references: Sequence[tuple[str, float]]) -> Non
     low, high = axis.get_ylim()
     for _, value in references:
         axis.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
-        low, high = min(low, value), max(high, value + 0.05 * (high - low))
+        room = 0.05 * (high - low)  # for the line's name
+        low, high = min(low, value - room), max(high, value + room)
     axis.set_ylim(low, high)
     height = axis.get_window_extent().height * 72 / axis.figure.dpi  # in points, as the offsets
     placed: list[tuple[float, float]] = []  # height and left edge of the names so far

@@ -10,7 +10,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from seqbench.suite.experiment import Cell
@@ -39,16 +39,23 @@ class Entry:
     """One cell of a table: its text, what it sorts by, whether it stands out."""
 
     text: str
-    value: float | str | None = None
+    value: float | None = None
     strong: bool = False
+    detail: str = ""  # said after the text: seeds solved, seeds failed
+
+    @property
+    def full(self) -> str:
+        """Text and detail on one line."""
+        return f"{self.text} ({self.detail})" if self.detail else self.text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column's heading and whether it holds numbers."""
+    """A column's heading, and whether it holds numbers or sentences."""
 
     heading: str
     numeric: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +160,7 @@ def by_variant(
                     *scale_notes(row.records),
                     f"Chance at the task's own setting: "
                     f"{_number(example.chance, example.headline).text}.",
-                    *_legend([row]),
+                    *_legend([row], bold=False),
                     provenance(row.records),
                 ),
                 digests=_digests(row.records),
@@ -381,7 +388,7 @@ def markdown(table: Table) -> str:
         lines.append("| " + " | ".join(_md(c.heading) for c in table.columns) + " |")
         lines.append("|" + "|".join("---:" if c.numeric else "---" for c in table.columns) + "|")
         for row in table.rows:
-            texts = [f"**{_md(e.text)}**" if e.strong else _md(e.text) for e in row]
+            texts = [f"**{_md(e.full)}**" if e.strong else _md(e.full) for e in row]
             lines.append("| " + " | ".join(texts) + " |")
         lines.append("")
     lines += [f"- {_md(note)}" for note in table.notes]
@@ -413,12 +420,21 @@ def latex(table: Table) -> str:
         "\\midrule",
     ]
     for row in table.rows:
-        texts = [f"\\textbf{{{_tex(e.text)}}}" if e.strong else _tex(e.text) for e in row]
+        texts = [f"\\textbf{{{_tex(e.full)}}}" if e.strong else _tex(e.full) for e in row]
         lines.append(" & ".join(texts) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}"]
     lines += [f"\\par\\footnotesize {_tex(note)}" for note in table.notes]
     lines.append("\\end{table}")
     return "\n".join(lines) + "\n"
+
+
+def varying(table: Table) -> list[int]:
+    """The columns but for those of words that say the same in every row."""
+    return [
+        i
+        for i, column in enumerate(table.columns)
+        if column.numeric or i == 0 or len({row[i].full for row in table.rows}) != 1
+    ]
 
 
 def to_rich(table: Table) -> RichTable:
@@ -436,11 +452,7 @@ def to_rich(table: Table) -> RichTable:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    shown = [
-        i
-        for i, column in enumerate(table.columns)
-        if column.numeric or i == 0 or len({row[i].text for row in table.rows}) > 1
-    ]
+    shown = varying(table)
     for i in shown:
         column = table.columns[i]
         made.add_column(
@@ -450,7 +462,7 @@ def to_rich(table: Table) -> RichTable:
             min_width=min(len(column.heading), 12),
         )
     for row in table.rows:
-        made.add_row(*(Text(row[i].text, style="bold" if row[i].strong else "") for i in shown))
+        made.add_row(*(Text(row[i].full, style="bold" if row[i].strong else "") for i in shown))
     return made
 
 
@@ -464,12 +476,12 @@ def _score(group: Group | None, metric: str, strong: bool) -> Entry:
     if group.score is None:
         return Entry(text="/".join(dict.fromkeys(bad)) or NOTHING)
     entry = _estimated(group.score, metric)
-    text = entry.text
+    details = []
     if group.solved is not None:
-        text += f" ({group.solved[0]} of {group.solved[1]} solved)"
+        details.append(f"{group.solved[0]} of {group.solved[1]} solved")
     if bad:
-        text += f" [{len(bad)} of {len(group.records)} {'/'.join(dict.fromkeys(bad))}]"
-    return Entry(text=text, value=entry.value, strong=strong)
+        details.append(f"{len(bad)} of {len(group.records)} {'/'.join(dict.fromkeys(bad))}")
+    return replace(entry, strong=strong, detail=", ".join(details))
 
 
 def _estimated(score: Estimate | None, metric: str) -> Entry:
@@ -497,7 +509,7 @@ def _baselines(example: Record | None) -> str:
     return ", ".join(texts)
 
 
-def _legend(found: Sequence[Row]) -> list[str]:
+def _legend(found: Sequence[Row], bold: bool = True) -> list[str]:
     groups = [g for row in found for g in row.groups.values()]
     counts = {g.score.count for g in groups if g.score is not None}
     notes = []
@@ -509,12 +521,12 @@ def _legend(found: Sequence[Row]) -> list[str]:
         if several[-1] > T_SEEDS:
             how.append(f"the percentile bootstrap above {T_SEEDS} seeds")
         seeds = "/".join(map(str, several))
-        notes.append(
-            f"Mean over {seeds} seeds ± half the 95 % interval ({', '.join(how)}). Bold: best, and "
-            "its interval overlaps no other's."
-        )
+        notes.append(f"Mean over {seeds} seeds ± half the 95 % interval ({', '.join(how)}).")
+        if bold:
+            notes.append("Bold: best, and its interval overlaps no other's.")
     if 1 in counts:
-        notes.append("A number without ± is from one seed: no interval, and nothing in bold.")
+        unmarked = ", and nothing in bold" if bold else ""
+        notes.append(f"A number without ± is from one seed: no interval{unmarked}.")
     if any(g.solved is not None for g in groups):
         notes.append(
             "Solved: the validation headline reached train.stop_at, where training stopped."
@@ -583,7 +595,12 @@ def _count_text(value: float | None) -> str:
 
 
 def _bytes_text(value: float | None) -> str:
-    return NOTHING if value is None else f"{compact(value)}B"
+    return NOTHING if value is None else f"{_bytes(value)}B"
+
+
+def _bytes(value: float) -> str:
+    text = compact(value)  # 600M -> 600 M
+    return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else f"{text} "
 
 
 def _plain_text(value: float | None) -> str:
