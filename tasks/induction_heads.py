@@ -13,34 +13,40 @@ import numpy as np
 import torch
 
 from seqbench.tasks.base import IGNORE, Batch, Scale, Split, Task, TaskError
-from seqbench.tasks.streams import drawn_for_split, generator
+from seqbench.tasks.streams import FEWEST_SEQUENCES, digest, fixed_rows, fresh_rows, stage_of
 
+GENERATOR = "induction-heads, generator 2"  # raised when the sequences change
 SHORTEST = 4  # special, answer, one more, special
-SHORTEST_STAGE = 8  # of the curriculum
+SHORTEST_STAGE = 8  # of the derived curriculum
+BASELINE_SEQUENCES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class InductionHeadsConfig:
     """Sizes of the task; the paper trains at 256 with a vocabulary of 16."""
 
-    length: int = 256
+    length: int = 256  # of the whole input, with both special tokens
     vocab_size: int = 16  # with the special token, which is vocab_size - 1
-    score_all: bool = False  # score the next token everywhere, not the answer alone
+    score_all: bool = False  # train on every next token, not on the answer alone
+    stages: tuple[int, ...] | None = None  # lengths of the curriculum; None: doubling from 8
+    mix: float = 0.0  # fraction of train batches that replay a stage already passed
     test_lengths: tuple[int, ...] = ()  # longer or shorter sequences to test at
     eval_sequences: int = 2048  # of validation and of test
-    data_seed: int = 0
+    data_seed: int = 0  # moves all three splits
 
 
 class InductionHeads(Task):
     """Say what followed the special token, when it comes again at the end.
 
     The special token stands at one random place of a random sequence and again at its end; the
-    token after its first place is the answer. Fresh sequences at every step.
+    token after its first place is the answer. Fresh sequences at every step; a hash of its content
+    gives each sequence to one split, and no other split ever draws it.
 
         Inputs   4 9 15 3 7 7 1 15      (special 15)
-        Targets  - -  - - - - -  3      (- is not scored; with score_all: the next token)
+        Targets  - -  - - - - -  3      (- is not scored)
+        or       9 15 3 7 7 1 15 3      (score_all, in training; tests always score the answer)
 
-    The curriculum doubles the length from 8. Guessing scores 1 / (vocab_size - 1).
+    The vocabulary counts the special token, so guessing scores 1 / (vocab_size - 1).
     """
 
     Config = InductionHeadsConfig
@@ -51,7 +57,7 @@ class InductionHeads(Task):
         "cpu": Scale(
             note="cpu scale: the paper's length 256 and vocabulary 16, reached by a curriculum "
             "over length in at most 1,500 steps; not the paper's setting.",
-            task={"length": 256, "test_lengths": [64, 128, 512, 1024, 2048, 4096]},
+            task={"length": 256, "test_lengths": (64, 128, 512, 1024, 2048, 4096)},
             model={"d_model": 64, "num_layers": 2},
             train={
                 "steps": 1500,
@@ -64,7 +70,7 @@ class InductionHeads(Task):
         ),
         "paper": Scale(
             note="paper scale: trained at 256 without a curriculum, tested at 2^6 to 2^20.",
-            task={"length": 256, "test_lengths": [2**k for k in range(6, 21) if k != 8]},
+            task={"length": 256, "test_lengths": tuple(2**k for k in range(6, 21) if k != 8)},
             model={"d_model": 64, "num_layers": 2},
             train={
                 "steps": 204_800,
@@ -87,16 +93,20 @@ class InductionHeads(Task):
         if c.vocab_size < 3:
             raise TaskError(
                 f"task.vocab_size={c.vocab_size}: induction-heads needs the special token and at "
-                "least two others: 3 or more"
+                "least two others: give 3 or more"
             )
-        for key, length in [("length", c.length), *(("test_lengths", n) for n in c.test_lengths)]:
-            if length < SHORTEST:
-                raise TaskError(f"task.{key}={length}: induction-heads needs at least {SHORTEST}")
+        if not 0 <= c.mix <= 1:
+            raise TaskError(f"task.mix={c.mix}: a fraction of the batches: give 0 to 1")
         if c.eval_sequences < 1:
-            raise TaskError(f"task.eval_sequences={c.eval_sequences}: must be at least 1")
+            raise TaskError(f"task.eval_sequences={c.eval_sequences}: give at least 1")
+        self._check("length", c.length)
+        for length in c.test_lengths:
+            self._check("test_lengths", length)
+        for length in c.stages or ():
+            self._check("stages", length)
 
     def fingerprint(self) -> str:
-        return "induction-heads/generator-1"
+        return digest(GENERATOR)
 
     @property
     def num_stages(self) -> int:
@@ -106,24 +116,30 @@ class InductionHeads(Task):
         self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
     ) -> Batch:
         c = self.config
+        stage = stage_of(stage, self.num_stages, c.mix, split, c.data_seed, seed, index)
         length = c.length if stage is None else self._stages()[stage]
         special = c.vocab_size - 1
-        stream = seed if split == "train" else "fixed"
-        rng = generator(self.fingerprint(), c.data_seed, split, stream, index, length)
+        small = np.uint8 if special < 256 else np.uint32  # a million tokens long is in use
 
-        def draw(rows: int) -> np.ndarray:
-            tokens = rng.integers(0, special, (rows, length), dtype=np.int64)
-            place = rng.integers(0, length - 2, (rows, 1))
-            np.put_along_axis(tokens, place, special, axis=1)
+        def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+            tokens = rng.integers(0, special, (rows, length), dtype=small)
+            place = rng.integers(0, length - 2, rows, dtype=np.int64)
+            tokens[np.arange(rows), place] = special
             tokens[:, -1] = special
             return tokens
 
-        inputs = drawn_for_split(split, draw, batch_size)
-        answer = inputs[np.arange(batch_size), (inputs == special).argmax(1) + 1]
+        purpose = (GENERATOR, c.data_seed, c.vocab_size, length)
+        if split == "train":
+            drawn = fresh_rows(split, batch_size, draw, *purpose, seed, index)
+        else:
+            first = index * batch_size
+            count = min(batch_size, c.eval_sequences - first)
+            drawn = fixed_rows(split, first, count, draw, *purpose)
+        inputs = drawn.astype(np.int64)
         targets = np.full_like(inputs, IGNORE)
-        if c.score_all:
+        if c.score_all and split == "train":
             targets[:, :-1] = inputs[:, 1:]
-        targets[:, -1] = answer
+        targets[:, -1] = inputs[np.arange(len(drawn)), (drawn == special).argmax(axis=1) + 1]
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def num_batches(self, split: Split, batch_size: int) -> int | None:
@@ -133,9 +149,13 @@ class InductionHeads(Task):
         return 1 / (self.config.vocab_size - 1)
 
     def baselines(self) -> dict[str, float]:
-        """What answering with the sequence's most frequent token scores on test."""
-        inputs, targets = self.batch("test", 0, min(512, self.config.eval_sequences))
-        guesses = [np.bincount(row[row != self.vocab_size - 1]).argmax() for row in inputs.numpy()]
+        """What answering with the sequence's most frequent ordinary token scores on test."""
+        inputs, targets = self.batch("test", 0, BASELINE_SEQUENCES)
+        ordinary = self.vocab_size - 1
+        guesses = [
+            np.bincount(row, minlength=self.vocab_size)[:ordinary].argmax()
+            for row in inputs.numpy()
+        ]
         return {"most frequent token": float(np.mean(targets[:, -1].numpy() == guesses))}
 
     def test_variants(self) -> dict[str, Self]:
@@ -144,10 +164,25 @@ class InductionHeads(Task):
             for n in self.config.test_lengths
         }
 
-    def _stages(self) -> list[int]:
-        """Lengths of the curriculum, all shorter than the task's."""
-        stages, length = [], SHORTEST_STAGE
-        while length < self.config.length:
-            stages.append(length)
+    def _stages(self) -> tuple[int, ...]:
+        """Lengths of the curriculum."""
+        c = self.config
+        if c.stages is not None:
+            return c.stages
+        doubling, length = [], SHORTEST_STAGE
+        while length < c.length:
+            if self._distinct(length) >= FEWEST_SEQUENCES:
+                doubling.append(length)
             length *= 2
-        return stages
+        return tuple(doubling)
+
+    def _distinct(self, length: int) -> int:
+        return (length - 2) * (self.config.vocab_size - 1) ** min(length - 2, 64)
+
+    def _check(self, key: str, length: int) -> None:
+        if length < SHORTEST or self._distinct(length) < FEWEST_SEQUENCES:
+            raise TaskError(
+                f"task.{key}: length {length} with task.vocab_size={self.vocab_size}: "
+                f"induction-heads needs length {SHORTEST} or more and {FEWEST_SEQUENCES} distinct "
+                "sequences for its three splits; raise length or vocab_size"
+            )

@@ -1,19 +1,25 @@
-"""Selective copying: recall the data tokens of a noisy sequence in order (Gu & Dao 2023, 4.1)."""
+"""Selective copying: recall the data tokens of a noisy sequence in order (Gu & Dao 2023, 4.1).
+
+The task is Jing et al. 2019's denoising task; the setting is the paper's Table 1.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
 from seqbench.tasks.base import IGNORE, Batch, Scale, Split, Task, TaskError
-from seqbench.tasks.streams import drawn_for_split, generator
+from seqbench.tasks.streams import FEWEST_SEQUENCES, digest, fixed_rows, fresh_rows, stage_of
 
+GENERATOR = "selective-copying, generator 2"  # raised when the sequences change
 NOISE = 0
-SHORTEST_STAGE = 8  # of the curriculum
+SHORTEST_STAGE = 8  # of the derived curriculum
+BASELINE_SEQUENCES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +29,13 @@ class SelectiveCopyingConfig:
     length: int = 4096  # of the whole input: noise and data, then the markers
     num_tokens: int = 16  # data tokens to recall
     vocab_size: int = 16  # noise 0, marker vocab_size - 1, data in between
+    # (length, data tokens) of the curriculum, easiest first; None: the length doubles from 8 to the
+    # task's, a quarter of it data, up to num_tokens.
+    stages: tuple[tuple[int, int], ...] | None = None
+    mix: float = 0.0  # fraction of train batches that replay a stage already passed
+    test_lengths: tuple[int, ...] = ()  # longer or shorter sequences to test at
     eval_sequences: int = 2048  # of validation and of test
-    data_seed: int = 0  # of the validation and test sequences, and part of the train stream
+    data_seed: int = 0  # moves all three splits
 
 
 class SelectiveCopying(Task):
@@ -32,12 +43,13 @@ class SelectiveCopying(Task):
 
     Data tokens stand at random places of a body of noise; then come as many markers as there are
     data tokens, and at each marker the next data token is the answer. `length` counts the whole
-    input (the paper's 4096 leaves open whether markers count). Fresh sequences at every step.
+    input, markers too (the paper's 4096 leaves that open). Fresh sequences at every step; a hash of
+    its content gives each sequence to one split, and no other split ever draws it.
 
         Inputs   0 3 0 0 7 1 0 4 | 15 15 15 15      (noise 0, marker 15)
         Targets  - - - - - - - - |  3  7  1  4      (- is not scored)
 
-    The curriculum doubles the length from 8, with a quarter of it data up to `num_tokens`.
+    Guessing scores 1 / (vocab_size - 2) of the tokens.
     """
 
     Config = SelectiveCopyingConfig
@@ -61,6 +73,7 @@ class SelectiveCopying(Task):
         ),
         "paper": Scale(
             note="paper scale: length 4096, 16 tokens, 400K steps at a constant rate of 1e-4.",
+            task={"length": 4096, "num_tokens": 16, "vocab_size": 16},
             model={"d_model": 64, "num_layers": 2},
             train={
                 "steps": 400_000,
@@ -83,18 +96,20 @@ class SelectiveCopying(Task):
         if c.vocab_size < 3:
             raise TaskError(
                 f"task.vocab_size={c.vocab_size}: selective-copying needs noise, a marker and at "
-                "least one data token: 3 or more"
+                "least one data token: give 3 or more"
             )
-        if c.num_tokens < 1 or c.length < 2 * c.num_tokens:
-            raise TaskError(
-                f"task.length={c.length} with task.num_tokens={c.num_tokens}: the data tokens and "
-                f"as many markers must fit, so length is at least {2 * max(1, c.num_tokens)}"
-            )
+        if not 0 <= c.mix <= 1:
+            raise TaskError(f"task.mix={c.mix}: a fraction of the batches: give 0 to 1")
         if c.eval_sequences < 1:
-            raise TaskError(f"task.eval_sequences={c.eval_sequences}: must be at least 1")
+            raise TaskError(f"task.eval_sequences={c.eval_sequences}: give at least 1")
+        self._check("length", c.length, c.num_tokens)
+        for length in c.test_lengths:
+            self._check("test_lengths", length, c.num_tokens)
+        for length, tokens in c.stages or ():
+            self._check("stages", length, tokens)
 
     def fingerprint(self) -> str:
-        return "selective-copying/generator-1"
+        return digest(GENERATOR)
 
     @property
     def num_stages(self) -> int:
@@ -104,23 +119,28 @@ class SelectiveCopying(Task):
         self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
     ) -> Batch:
         c = self.config
-        length, data = (c.length, c.num_tokens) if stage is None else self._stages()[stage]
-        stream = seed if split == "train" else "fixed"
-        rng = generator(self.fingerprint(), c.data_seed, split, stream, index, length, data)
-        body = length - data
+        stage = stage_of(stage, self.num_stages, c.mix, split, c.data_seed, seed, index)
+        length, tokens = (c.length, c.num_tokens) if stage is None else self._stages()[stage]
+        body = length - tokens
 
-        def draw(rows: int) -> np.ndarray:
-            tokens = np.zeros((rows, body), dtype=np.int64)
-            places = np.sort(rng.random((rows, body)).argpartition(data - 1, axis=1)[:, :data])
-            values = rng.integers(1, c.vocab_size - 1, (rows, data))
-            np.put_along_axis(tokens, places, values, axis=1)
-            return tokens
+        def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+            places = _subsets(rng, rows, body, tokens)
+            values = rng.integers(1, c.vocab_size - 1, (rows, tokens), dtype=np.int64)
+            return np.concatenate([places, values], axis=1)  # all that there is to a sequence
 
-        tokens = drawn_for_split(split, draw, batch_size)
-        inputs = np.full((batch_size, length), c.vocab_size - 1, dtype=np.int64)
-        inputs[:, :body] = tokens
-        targets = np.full((batch_size, length), IGNORE, dtype=np.int64)
-        targets[:, body:] = tokens[tokens != NOISE].reshape(batch_size, data)
+        purpose = (GENERATOR, c.data_seed, c.vocab_size, length, tokens)
+        if split == "train":
+            drawn = fresh_rows(split, batch_size, draw, *purpose, seed, index)
+        else:
+            first = index * batch_size
+            count = min(batch_size, c.eval_sequences - first)
+            drawn = fixed_rows(split, first, count, draw, *purpose)
+        places, values = drawn[:, :tokens], drawn[:, tokens:]
+        inputs = np.full((len(drawn), length), NOISE, dtype=np.int64)
+        np.put_along_axis(inputs, places, values, axis=1)
+        inputs[:, body:] = c.vocab_size - 1
+        targets = np.full((len(drawn), length), IGNORE, dtype=np.int64)
+        targets[:, body:] = values
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def num_batches(self, split: Split, batch_size: int) -> int | None:
@@ -131,21 +151,53 @@ class SelectiveCopying(Task):
 
     def baselines(self) -> dict[str, float]:
         """What answering with the most frequent data token of the sequence scores on test."""
-        right = scored = 0
-        for index in range(8):
-            inputs, targets = self.batch("test", index, 64)
-            for row, wanted in zip(inputs.numpy(), targets.numpy(), strict=True):
-                data = row[(row != NOISE) & (row != self.vocab_size - 1)]
-                guess = np.bincount(data).argmax()
-                wanted = wanted[wanted != IGNORE]
-                right += int((wanted == guess).sum())
-                scored += wanted.size
-        return {"most frequent token": right / scored}
+        targets = self.batch("test", 0, BASELINE_SEQUENCES).targets.numpy()
+        data = targets[:, -self.config.num_tokens :]
+        counts = np.stack([np.bincount(row, minlength=self.vocab_size) for row in data])
+        return {"most frequent token": float(counts.max(1).sum() / data.size)}
 
-    def _stages(self) -> list[tuple[int, int]]:
-        """(length, data tokens) of the curriculum, all shorter than the task."""
-        c, stages, length = self.config, [], SHORTEST_STAGE
+    def test_variants(self) -> dict[str, Self]:
+        return {
+            f"length={n}": self.with_config(length=n, test_lengths=())
+            for n in self.config.test_lengths
+        }
+
+    def _stages(self) -> tuple[tuple[int, int], ...]:
+        """(length, data tokens) of the curriculum."""
+        c = self.config
+        if c.stages is not None:
+            return c.stages
+        doubling, length = [], SHORTEST_STAGE
         while length < c.length:
-            stages.append((length, min(c.num_tokens, length // 4)))
+            tokens = min(c.num_tokens, length // 4)
+            if self._distinct(length, tokens) >= FEWEST_SEQUENCES:
+                doubling.append((length, tokens))
             length *= 2
-        return stages
+        return tuple(doubling)
+
+    def _distinct(self, length: int, tokens: int) -> int:
+        return math.comb(length - tokens, tokens) * (self.config.vocab_size - 2) ** tokens
+
+    def _check(self, key: str, length: int, tokens: int) -> None:
+        if tokens < 1 or length < 2 * tokens:
+            raise TaskError(
+                f"task.{key}: length {length} with {tokens} data tokens: the data and as many "
+                f"markers must fit: give at least 1 token and length {2 * max(1, tokens)}"
+            )
+        if self._distinct(length, tokens) < FEWEST_SEQUENCES:
+            raise TaskError(
+                f"task.{key}: length {length} with {tokens} data tokens has only "
+                f"{self._distinct(length, tokens)} distinct sequences, too few for three splits: "
+                f"at least {FEWEST_SEQUENCES} are needed; raise length or vocab_size"
+            )
+
+
+def _subsets(rng: np.random.Generator, rows: int, places: int, size: int) -> np.ndarray:
+    """Sorted subsets (rows, size) of range(places), uniform: Floyd's algorithm on all rows."""
+    largest = np.arange(places - size, places)
+    picked = rng.integers(0, largest + 1, (rows, size), dtype=np.int64)
+    for i in range(1, size):
+        again = (picked[:, :i] == picked[:, i : i + 1]).any(axis=1)
+        picked[again, i] = largest[i]
+    picked.sort(axis=1)
+    return picked
