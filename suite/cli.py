@@ -371,9 +371,19 @@ def _progress(cells: Sequence[Cell], workers: int, quiet: bool) -> Iterator[Any]
 
 def _report(results: Path, grid: str | None, cells: Sequence[Cell] | None, as_json: bool) -> None:
     from seqbench.suite.report import write_report
+    from seqbench.suite.report.tables import to_rich
 
-    paths = write_report(results, grid=grid, cells=cells)
-    raise NotImplementedError(paths)
+    drawn = write_report(results, grid=grid, cells=cells)
+    if as_json:
+        found = {
+            "index": str(drawn.index),
+            "tables": [str(path) for path in drawn.tables],
+            "plots": [str(path) for path in drawn.plots],
+        }
+        print(json.dumps(found, indent=2))
+        return
+    out.print(to_rich(drawn.headline))
+    err.print(f"tables in {results}/tables/, plots in {results}/plots/, all of it in {drawn.index}")
 
 
 def _published() -> Path:
