@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -48,7 +48,7 @@ def build_config(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         if key not in names:
             raise unknown(f"key {where}.{key}:", key, names)
     try:
-        checked: C = _adapter(cls).validate_python(dict(values))
+        checked: C = _adapter(cast(Any, cls)).validate_python(dict(values))
         return checked
     except ValidationError as error:
         first = error.errors()[0]

@@ -55,7 +55,7 @@ class InductionHeads(Task):
     difficulty = ("length", "vocab_size")
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="cpu scale: the paper's length 256 and vocabulary 16, reached by a curriculum "
+            note="the paper's length 256 and vocabulary 16, reached by a curriculum "
             "over length in at most 1,500 steps; not the paper's setting.",
             task={"length": 256, "test_lengths": (64, 128, 512, 1024, 2048, 4096)},
             model={"d_model": 64, "num_layers": 2},
@@ -69,7 +69,7 @@ class InductionHeads(Task):
             },
         ),
         "paper": Scale(
-            note="paper scale: trained at 256 without a curriculum, tested at 2^6 to 2^20.",
+            note="trained at 256 without a curriculum, tested at 2^6 to 2^20.",
             task={"length": 256, "test_lengths": tuple(2**k for k in range(6, 21) if k != 8)},
             model={"d_model": 64, "num_layers": 2},
             train={

@@ -58,7 +58,7 @@ class SelectiveCopying(Task):
     difficulty = ("length", "num_tokens", "vocab_size")
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="cpu scale: length 128 instead of the paper's 4096, with a curriculum over length "
+            note="length 128 instead of the paper's 4096, with a curriculum over length "
             "and fewer, larger steps; not the paper's setting.",
             task={"length": 128},
             model={"d_model": 64, "num_layers": 2},
@@ -72,7 +72,7 @@ class SelectiveCopying(Task):
             },
         ),
         "paper": Scale(
-            note="paper scale: length 4096, 16 tokens, 400K steps at a constant rate of 1e-4.",
+            note="length 4096, 16 tokens, 400K steps at a constant rate of 1e-4.",
             task={"length": 4096, "num_tokens": 16, "vocab_size": 16},
             model={"d_model": 64, "num_layers": 2},
             train={

@@ -21,7 +21,7 @@ def causal_conv1d(
     return_final_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """y[t] = activation(bias + Σ_k weight[k] x[t - K + 1 + k]); state (B, K-1, D): the last inputs."""
+    """y[t] = activation(bias + Σ_k weight[k] x[t-K+1+k]); state: the last inputs (B, K-1, D)."""
     B, L, D = x_BLD.shape
     K = weight_DK.shape[1]
     if initial_state is None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def run(
             if index not in running:
                 running[index] = _start(results, index, threads, device)
             on_event(index, cell, {"event": "start"})
-            if not _run_one(running[index], cell, lambda e, c=cell: on_event(index, c, e)):
+            if not _run_one(running[index], cell, partial(on_event, index, cell)):
                 code = _close(running.pop(index))
                 if stopping.is_set():
                     break

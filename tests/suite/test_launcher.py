@@ -18,7 +18,6 @@ from seqbench.suite.experiment import Cell, Request
 from seqbench.suite.launchers import local
 from seqbench.suite.records import load_all
 
-
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
