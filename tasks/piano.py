@@ -73,7 +73,7 @@ class Piano(Task):
     difficulty = ("window",)
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="cpu scale: ten minutes of rendered piano in windows of 1024 samples, not the "
+            note="ten minutes of rendered piano in windows of 1024 samples, not the "
             "paper's four recorded hours in windows of 8192 to 958464.",
             task={"window": 1024},
             model={"d_model": 64, "num_layers": 2},
@@ -88,7 +88,7 @@ class Piano(Task):
             },
         ),
         "paper": Scale(
-            note="paper scale: YouTubeMix, 2^20 samples a step in windows of 8192, 200K steps; the "
+            note="YouTubeMix, 2^20 samples a step in windows of 8192, 200K steps; the "
             "model is a plain stack of 15 blocks where the paper's is a U-Net.",
             task={"dataset": "youtubemix", "window": 8192, "normalization": "min-max"},
             model={"d_model": 64, "num_layers": 15},

@@ -43,7 +43,7 @@ def digest(*parts: object) -> str:
     """The SHA-256, in hex, of texts and of arrays of bytes."""
     sha = hashlib.sha256()
     for part in parts:
-        data = memoryview(part if isinstance(part, np.ndarray) else str(part).encode())
+        data = memoryview(part.data if isinstance(part, np.ndarray) else str(part).encode())
         sha.update(f"{data.nbytes}:".encode())
         sha.update(data)
     return sha.hexdigest()
