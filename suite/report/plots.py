@@ -109,7 +109,13 @@ def overview(found: Sequence[Row], style: Mapping[str, Style], grid: str | None)
     height = 0.4 + sum(0.85 + 0.22 * n for n in most)
     title = f"Test results{f' of grid {grid}' if grid else ''}"
     with _figure(title, height, [r for row in found for r in row.records]) as page:
-        axes = page.grid(len(most), columns, wspace=0.75, left=0.12, right=0.89, ratios=most)
+        named = [*style, *(name for row in found for name, _ in _references(row.example))]
+        label = min(3.0, 0.3 + 0.072 * max(len(name) for name in named))  # inches for the names
+        gap = label + 1.1  # and for the numbers of the panel before
+        panel = (WIDTH * 0.89 - label - (columns - 1) * gap) / columns
+        axes = page.grid(
+            len(most), columns, wspace=gap / panel, left=label / WIDTH, right=0.89, ratios=most
+        )
         for i, (row, axis) in enumerate(zip(found, axes, strict=False)):
             _overview_panel(axis, row, style, most[i // columns])
         for axis in axes[len(found) :]:

@@ -328,13 +328,13 @@ def metric_text(value: float, metric: str) -> str:
 
 
 def compact(value: float) -> str:
-    """1234567 -> 1.23M, three digits."""
+    """1234567 -> 1.23M, at most three digits."""
     if not math.isfinite(value):
         return str(value)
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
         if abs(value) >= 0.9995 * size:
-            return f"{_three(value / size)}{unit}"
-    return _three(value)
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def backends(records: Iterable[Record]) -> str:
@@ -608,7 +608,7 @@ def _plain_text(value: float | None) -> str:
 
 
 def _seconds_text(value: float | None) -> str:
-    return NOTHING if value is None else _three(value) if value < 1000 else f"{value:.0f}"
+    return NOTHING if value is None else f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 _COST_TEXT = {
@@ -622,14 +622,6 @@ _COST_TEXT = {
     "steps": _plain_text,
     "solved at step": _plain_text,
 }
-
-
-def _three(value: float) -> str:
-    """Three significant digits without an exponent; whole numbers below 1000 stay whole."""
-    if value == int(value) and abs(value) < 1000:
-        return str(int(value))
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 6)}f}"
 
 
 def _digests(records: Iterable[Record]) -> tuple[str, ...]:
