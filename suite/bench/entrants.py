@@ -46,6 +46,7 @@ class Entrant:
     ours: bool = False
     expands: bool = False  # holds several (B, L, D, N) tensors at once
     missing: str | None = None  # why it cannot be run here
+    package: str | None = None  # the distribution it comes from
 
     def draw(
         self, size: Size, device: torch.device, dtype: torch.dtype = torch.float32
@@ -81,12 +82,19 @@ def entrants(device: torch.device) -> list[Entrant]:
             )
             for name, reason in ours.items()
         ),
-        scan(name="mambapy pscan", run=_mambapy, expands=True, missing=_absent("mambapy")),
+        scan(
+            name="mambapy pscan",
+            run=_mambapy,
+            expands=True,
+            missing=_absent("mambapy"),
+            package="mambapy",
+        ),
         scan(
             name="accelerated-scan reference",
             run=_accelerated_scan,
             expands=True,
             missing=_absent("accelerated_scan"),
+            package="accelerated-scan",
         ),
         scan(name="plain loop", run=_loop, expands=True),
         Entrant(name="attention (SDPA)", computes="attention", run=_attention),

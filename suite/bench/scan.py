@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,12 @@ class ScanBench:
     rows: list[Row]
     environment: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def busy(self) -> float:
+        """CPUs that other processes kept busy as the bench began; 0 where that was little."""
+        load: float = self.environment.get("load_before") or 0.0
+        return load if load > 0.5 else 0.0
+
     def row(self, entrant: str, size: Size = HEADLINE) -> Row | None:
         """The entrant's figures at a size."""
         found = [row for row in self.rows if row.entrant == entrant and row.size == size]
@@ -99,6 +107,8 @@ class ScanBench:
         table = Table(title=title, title_justify="left", box=None, header_style="bold")
         for name in ("(B, L, D, N)", "", "fwd ms", "x", "fwd+bwd ms", "x", "extra MB", "max error"):
             table.add_column(name, justify="left" if name in ("(B, L, D, N)", "") else "right")
+        if self.busy:
+            table.caption = f"Noisy: other processes kept {self.busy:.1f} CPUs busy as this began."
         previous = None
         for row in self.rows:
             if previous not in (None, row.size):
@@ -106,7 +116,7 @@ class ScanBench:
             first = str(row.size) if row.size != previous else ""
             previous = row.size
             if row.forward is None or row.both is None:
-                table.add_row(first, row.entrant, f"not run: {row.not_run}", style="dim")
+                table.add_row(first, f"{row.entrant}: not run, {row.not_run}", style="dim")
                 continue
             ratios = self._ratios(row)
             table.add_row(
@@ -207,6 +217,7 @@ def bench_scan(
     """
     place = torch.device(device)
     before = torch.get_num_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if threads is not None:
         torch.set_num_threads(threads)
     try:
@@ -223,6 +234,10 @@ def bench_scan(
             rows += _at_size(present, size, place, rounds, measure, slow, progress)
         ours = [entrant.name for entrant in present if entrant.ours and entrant.missing is None]
         facts = environment(place, {"selective_scan": ", ".join(ours)})
+        facts["load_before"] = load
+        facts["versions"] |= {
+            e.package: version(e.package) for e in present if e.package and not e.missing
+        }
         return ScanBench(gate=gate, rows=rows, environment=facts)
     finally:
         torch.set_num_threads(before)
