@@ -12,6 +12,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import mmap
 import os
 import platform
 import shlex
@@ -20,6 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +82,33 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def adjacent(x_BLD: Tensor) -> Tensor:
     """`x_BLD` itself if its channels are adjacent in memory, as in a slice of a projection."""
     return x_BLD if x_BLD.stride(-1) == 1 else x_BLD.contiguous()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """torch.empty in huge pages where Linux gives them on request, as NumPy does.
+
+    A large result is fresh memory at every call, and a fault for each 4 KiB of it can cost more
+    than the kernel that fills it.
+    """
+    x = torch.empty(shape, dtype=dtype)
+    first = -(-x.data_ptr() // _PAGE) * _PAGE
+    size = (x.data_ptr() + x.nbytes - first) // _PAGE * _PAGE
+    if size >= _HUGE_FROM and (madvise := _madvise()) is not None:
+        madvise(first, size, mmap.MADV_HUGEPAGE)
+    return x
+
+
+_PAGE = mmap.PAGESIZE
+_HUGE_FROM = 2 << 20
+
+
+@functools.cache
+def _madvise() -> Any:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return madvise
 
 
 def instruction_sets() -> tuple[str, ...]:

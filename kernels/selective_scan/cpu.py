@@ -65,9 +65,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, L, D), the final state (B, D, N), and the checkpoints backward starts from."""
     batch, length, width = u.shape
-    y_BLD = torch.empty(u.shape, dtype=u.dtype)
-    final_BDN = torch.empty(batch, *A.shape)
-    checkpoints = torch.empty(checkpoints_shape(batch, length, width, A.shape[1]))
+    y_BLD = native.empty(u.shape, u.dtype)
+    final_BDN = native.empty((batch, *A.shape))
+    checkpoints = native.empty(checkpoints_shape(batch, length, width, A.shape[1]))
     if y_BLD.numel() == 0:
         if initial_state is None:
             return y_BLD, final_BDN.zero_(), checkpoints
@@ -104,7 +104,7 @@ def backward(
             gradients[8].copy_(dfinal_state)
         return tuple(gradients)
     gradients = [
-        torch.empty(x.shape, dtype=x.dtype) if needed and x is not None else None
+        native.empty(x.shape, x.dtype) if needed and x is not None else None
         for x, needed in zip(inputs, needs)
     ]
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = gradients
@@ -178,7 +178,8 @@ class _Call:
     def run(self, direction: str) -> None:
         library = _library()
         pointer = ctypes.byref(self.arguments)
-        self.point(workspace=torch.empty(library.scan_workspace(pointer, direction == "backward")))
+        workspace = library.scan_workspace(pointer, direction == "backward")
+        self.point(workspace=native.empty((workspace,)))
         (library.scan_backward if direction == "backward" else library.scan_forward)(pointer)
 
 
