@@ -10,7 +10,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seqbench.models.backbone import Backbone, BackboneConfig
-from seqbench.models.base import Block, ModelError, SequenceLayer, parameter_groups
+from seqbench.models.base import Block, ModelError, SequenceLayer, parameter_groups, require
 from seqbench.models.discovery import (
     block_class,
     block_names,
@@ -186,7 +186,7 @@ def match_parameters(
     parameters: int,
     vocab_size: int,
     num_layers: int,
-    multiple_of: int = 8,
+    multiple_of: int = 16,
     **options: Any,
 ) -> int:
     """The d_model, a multiple of `multiple_of`, whose size is nearest to `parameters`."""
@@ -202,6 +202,7 @@ def match_parameters(
             )
         return model.num_parameters
 
+    require(parameters >= 1, "parameters", parameters, "1 or more")
     low, high = 1, 1
     while size(high) < parameters:
         low, high = high, 2 * high

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from seqbench.models.base import ModelError, SequenceLayer
-from seqbench.models.build import build_model, options_of
+from seqbench.models.build import build_model, match_parameters, options_of, presets
 from seqbench.models.discovery import layer_class
 
 PLUGIN = '''
@@ -203,3 +203,34 @@ def test_s4_convolution_equals_recurrence_in_float32() -> None:
     assert (pieces - whole).abs().max() < 1e-5 * scale
     assert (torch.stack(steps, 1) - whole).abs().max() < 1e-5 * scale
     assert (h - state).abs().max() < 1e-5 * h.abs().max()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_widths_are_picked_for_equal_sizes(name: str) -> None:
+    def size(d_model: int) -> int:
+        with torch.device("meta"):
+            model = build_model(name, vocab_size=256, d_model=d_model, num_layers=3)
+        return model.num_parameters
+
+    width = match_parameters(name, parameters=400_000, vocab_size=256, num_layers=3)
+    error = abs(size(width) - 400_000)
+    assert width % 16 == 0 and width > 16
+    assert error <= min(abs(size(width - 16) - 400_000), abs(size(width + 16) - 400_000))
+    assert error < 0.2 * 400_000
+
+
+def test_a_width_is_matched_under_options() -> None:
+    options = {"vocab_size": 16, "num_layers": 2, "expand": 4}
+    size = build_model("mamba", d_model=40, **options).num_parameters
+    assert match_parameters("mamba", parameters=size, multiple_of=8, **options) == 40
+    with pytest.raises(ModelError, match="parameters=0"):
+        match_parameters("mamba", parameters=0, **options)
+
+
+def test_attention_has_the_size_of_table_2() -> None:
+    """137K: two layers of attention without MLP, D = 128, biases, LayerNorm, untied embedding."""
+    options = {"vocab_size": 16, "d_model": 128, "num_layers": 2, "tie_embeddings": False}
+    for name in ("transformer-absolute", "transformer-rope", "transformer-xpos"):
+        assert build_model(name, **options).num_parameters == 136_960
+    mamba = build_model("mamba", **{**options, "d_model": 64, "dt_rank": 16})
+    assert round(mamba.num_parameters / 1000) == 74
