@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -60,9 +61,9 @@ class Piano(Task):
         Targets  131 140 152 149 138 ...     (every sample is scored)
 
     Train windows start anywhere; validation and test windows stand end to end, in one shuffled
-    order. A folder that says its own split (the embedded set by piece, MAESTRO by its
-    table) keeps it; any other is split 88 / 6 / 6 % by sorted file, as S4 splits YouTubeMix, or by
-    position if it has one or two files. Files shorter than a window are left out.
+    order. A folder that says its own split (the embedded set by piece, MAESTRO by its table) keeps
+    it; any other is split 88 / 6 / 6 % by sorted file, as S4 splits YouTubeMix, or by position if
+    it has one or two files. Files shorter than a window are left out.
     """
 
     Config = PianoConfig
@@ -182,7 +183,7 @@ class Piano(Task):
         return dict(_baselines[self._fingerprint])
 
     def _sample(self, split: Split, samples: int) -> Codes:
-        """Blocks (B, TAPS + BLOCK) spread evenly over a split, about so many samples in all."""
+        """Blocks (B, TAPS + BLOCK) from all over a split, about so many samples in all."""
         windows = Windows(
             [clip.region for clip in self._clips if clip.split == split], TAPS + BLOCK - 1
         )
@@ -271,13 +272,20 @@ def _content(files: Mapping[str, Path]) -> list[str]:
     key = digest(*((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats))
     remembered = cache_folder() / "piano" / f"content-{key[:32]}.json"
     if not remembered.exists():
-        hashes = [pooch.file_hash(str(file)) for file, _ in stats]
+        hashes = [_sha256(file) for file, _ in stats]
         with _caching():
             remembered.parent.mkdir(parents=True, exist_ok=True)
             temporary = remembered.with_name(f".{remembered.name}.{os.getpid()}")
             temporary.write_text(json.dumps(hashes), encoding="utf-8")
             temporary.replace(remembered)
     return list(json.loads(remembered.read_text(encoding="utf-8")))
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return str(pooch.file_hash(str(file)))
+    except OSError as error:
+        raise TaskError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _encoded(
@@ -291,16 +299,23 @@ def _encoded(
     Made at the first call for this content, then opened.
     """
     place = cache_folder() / "piano" / fingerprint[:32]
-    if not place.exists():
-        with _caching(), new_folder(place) as folder:
-            clips: list[_Clip] = []
-            with (folder / "codes.u8").open("wb") as out:
-                for name, file in files.items():
-                    codes = _encode(_read(file), normalization)
-                    clips += _clips(name, splits[name], out.tell(), len(codes))
-                    out.write(codes.tobytes())
-            text = json.dumps([asdict(clip) for clip in clips], indent=1)
-            (folder / "clips.json").write_text(text, encoding="utf-8")
+    try:
+        return _open(place)
+    except (OSError, ValueError):  # not there, or cut short by a crash of the machine
+        shutil.rmtree(place, ignore_errors=True)
+    with _caching(), new_folder(place) as folder:
+        clips: list[_Clip] = []
+        with (folder / "codes.u8").open("wb") as out:
+            for name, file in files.items():
+                codes = _encode(_read(file), normalization)
+                clips += _clips(name, splits[name], out.tell(), len(codes))
+                out.write(codes.tobytes())
+        text = json.dumps([asdict(clip) for clip in clips], indent=1)
+        (folder / "clips.json").write_text(text, encoding="utf-8")
+    return _open(place)
+
+
+def _open(place: Path) -> tuple[Codes, list[_Clip]]:
     listed = json.loads((place / "clips.json").read_text(encoding="utf-8"))
     clips = [_Clip(**clip) for clip in listed]
     total = max(clip.start + clip.length for clip in clips)

@@ -274,6 +274,16 @@ def test_audio_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert prepared(moved).fingerprint() == first.fingerprint()
 
 
+def test_a_damaged_cache_is_made_again(folder: Path) -> None:
+    soundfile.write(folder / "a.wav", noise(50_000), RATE)
+    task = prepared(folder)
+    whole = np.array(task._codes)
+    for name in ("codes.u8", "clips.json"):
+        (file,) = (folder.parent / "cache").glob(f"piano/*/{name}")
+        file.write_bytes(file.read_bytes()[:100])
+        assert np.array_equal(prepared(folder)._codes, whole)
+
+
 def test_changed_audio_changes_the_fingerprint(folder: Path) -> None:
     for i in range(3):
         soundfile.write(folder / f"{i}.wav", noise(2000, i), RATE)
