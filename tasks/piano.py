@@ -7,12 +7,11 @@ is a small embedded set, rendered from notes and never recorded: tasks/data/pian
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,17 +26,18 @@ from torch import Tensor
 
 from seqbench.tasks.base import SPLITS, Batch, Scale, Split, Task, TaskError
 from seqbench.tasks.fetch import cache_folder, fetch, new_folder
+from seqbench.tasks.streams import Windows, digest, generator
 
 RATE = 16_000  # samples a second
 LEVELS = 256  # of the mu-law code
-SILENCE = 128  # the code of 0.0
 VERSION = 1  # raised when decoding, splitting or encoding changes
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 TAPS = 32  # of the linear prediction
 PRIOR = 16.0  # weight in samples of the zero-order frequencies in a row of a frequency table
-FIT_SAMPLES = 2**21  # of train, at most, that the baselines are fitted on
+BLOCK = 992  # samples that the baselines take at once, after TAPS that they know
+FIT_SAMPLES = 2**21  # of train, at most, that they are fitted on
 SCORE_SAMPLES = 2**20  # of test, at most, that they are scored on
-TAP_SAMPLES = 2**18  # of train that the weights of the linear prediction are fitted on
+TAP_BLOCKS = 256  # of train that the weights of the linear prediction are fitted on
 
 Codes = NDArray[np.uint8]
 
@@ -46,7 +46,7 @@ Codes = NDArray[np.uint8]
 class PianoConfig:
     """Which audio, and how much of it a model sees at once."""
 
-    window: int = 1024  # samples in a sequence; the paper's lengths are 8192 to 958464
+    length: int = 1024  # samples in a window; the paper's lengths are 8192 to 958464
     dataset: Literal["piano-rendered", "youtubemix", "maestro-v3"] = "piano-rendered"
     path: str | None = None  # a folder of audio files, or one file, in place of the data set
     normalization: Literal["none", "min-max"] = "none"  # of every file; S4's loader: min-max to ±1
@@ -55,27 +55,26 @@ class PianoConfig:
 class Piano(Task):
     """Next-sample prediction of 16 kHz mono piano in 256 mu-law levels.
 
-    A sequence is a window of one recording. The inputs are the targets one sample later: the first
-    input is silence (128), so nothing from before the window is known.
+    A sequence is a window of one recording; the first input is the sample before its first target.
 
-        Inputs   128 131 140 152 149 ...
-        Targets  131 140 152 149 138 ...
+        Inputs   128 131 140 152 149 ...     (codes; 128 is silence)
+        Targets  131 140 152 149 138 ...     (every sample is scored)
 
-    Train windows start anywhere; validation and test windows do not overlap and come in a fixed
-    shuffled order. A folder that says its own split (the embedded set by piece, MAESTRO by its
-    table) keeps it; any other is split 88 / 6 / 6 % by sorted file, as S4 splits YouTubeMix, or by
-    position if it has one or two files. Files shorter than a window are left out.
+    Train windows start anywhere; validation and test windows stand end to end, in one shuffled
+    order. A folder that says its own split (the embedded set by piece, MAESTRO by its table) keeps
+    it; any other is split 88 / 6 / 6 % by sorted file, as S4 splits YouTubeMix, or by position if
+    it has one or two files. Files shorter than a window are left out.
     """
 
     Config = PianoConfig
     config: PianoConfig
     headline = "bits_per_sample"
-    difficulty = ("window",)
+    difficulty = ("length",)
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
             note="ten minutes of rendered piano in windows of 1024 samples, not the "
             "paper's four recorded hours in windows of 8192 to 958464.",
-            task={"window": 1024},
+            task={"length": 1024},
             model={"d_model": 64, "num_layers": 2},
             train={
                 "steps": 500,
@@ -90,7 +89,7 @@ class Piano(Task):
         "paper": Scale(
             note="YouTubeMix, 2^20 samples a step in windows of 8192, 200K steps; the "
             "model is a plain stack of 15 blocks where the paper's is a U-Net.",
-            task={"dataset": "youtubemix", "window": 8192, "normalization": "min-max"},
+            task={"dataset": "youtubemix", "length": 8192, "normalization": "min-max"},
             model={"d_model": 64, "num_layers": 15},
             train={
                 "steps": 200_000,
@@ -105,59 +104,39 @@ class Piano(Task):
 
     _fingerprint: str
     _codes: Codes
-    _train_clips: NDArray[np.int64]  # (clips, 2): first sample, number of starts before it
-    _train_starts: int
-    _windows: dict[Split, NDArray[np.int64]]  # first samples of the windows to evaluate
+    _clips: list[_Clip]
+    _windows: dict[Split, Windows]
 
     @property
     def vocab_size(self) -> int:
         return LEVELS
 
     def prepare(self) -> None:
-        if hasattr(self, "_codes"):
-            return
         c = self.config
-        if c.window < 2:
-            raise TaskError(f"task.window={c.window}: a window has at least 2 samples")
+        if c.length < 1:
+            raise TaskError(f"task.length={c.length}: a window has at least 1 sample")
         folder = fetch(c.dataset) if c.path is None else Path(c.path).expanduser()
-        files = _audio_files(folder)
-        splits = _splits(folder, files)
-        self._fingerprint = _digest(
-            VERSION, c.normalization, [(name, splits[name]) for name in files], _content(files)
-        )
-        self._codes, clips = _encoded(self._fingerprint, files, splits, c.normalization)
-        self._lay_out(clips, folder)
-
-    def _lay_out(self, clips: Sequence[_Clip], folder: Path) -> None:
-        """Where the windows of every split start."""
-        window = self.config.window
-        whole: dict[Split, list[_Clip]] = {"train": [], "validation": [], "test": []}
-        for clip in clips:
-            if clip.length >= window:
-                whole[clip.split].append(clip)
-        for split, found in whole.items():
-            if not found:
-                lengths = Counter[str]()
-                for clip in clips:
-                    lengths[clip.name] += clip.length
-                longest = max(lengths.values())
-                raise TaskError(
-                    f"task.window={window}: nothing of {folder} in split {split} is that "
-                    f"long; the longest recording has {longest} samples ({longest / RATE:.1f} s): "
-                    "give longer or more recordings, or a smaller window"
+        where = f"task.dataset={c.dataset!r}" if c.path is None else f"task.path={c.path!r}"
+        files = _audio_files(folder, where)
+        splits = _splits(folder, files, where)
+        content = [(name, splits[name], sha) for name, sha in zip(files, _content(files))]
+        self._fingerprint = digest(VERSION, c.normalization, *content)
+        self._codes, self._clips = _encoded(self._fingerprint, files, splits, c.normalization)
+        self._windows = {
+            split: Windows([clip.region for clip in self._clips if clip.split == split], c.length)
+            for split in SPLITS
+        }
+        for split, windows in self._windows.items():
+            if not len(windows):
+                longest = max(
+                    (clip.length for clip in self._clips if clip.split == split), default=0
                 )
-        starts = [clip.length - window + 1 for clip in whole["train"]]
-        before = np.concatenate([[0], np.cumsum(starts)])
-        first = np.array([clip.start for clip in whole["train"]])
-        self._train_clips = np.stack([first, before[:-1]], axis=1)
-        self._train_starts = int(before[-1])
-        self._windows = {}
-        for split, found in whole.items():
-            cut = [np.arange(c.start, c.start + c.length - window + 1, window) for c in found]
-            # Shuffled, so that the first batches are a fair sample of the whole split.
-            self._windows[split] = _generator("piano", "order", split).permutation(
-                np.concatenate(cut)
-            )
+                raise TaskError(
+                    f"{where}: the longest stretch of audio in split {split} has "
+                    f"{longest} samples ({longest / RATE:.1f} s), too few for a window of "
+                    f"task.length={c.length} and the sample before it; give longer or more "
+                    "recordings, or a shorter length"
+                )
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -165,29 +144,15 @@ class Piano(Task):
     def batch(
         self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
     ) -> Batch:
+        windows = self._windows[split]
         if split == "train":
-            drawn = _generator(seed, "piano", "train", index).integers(
-                self._train_starts, size=batch_size
-            )
-            first, before = self._train_clips.T
-            clip = np.searchsorted(before, drawn, side="right") - 1
-            starts = first[clip] + drawn - before[clip]
+            starts = windows.random(batch_size, generator("piano", seed, index))
         else:
-            starts = self._windows[split][index * batch_size : (index + 1) * batch_size]
+            starts = windows.fixed(index * batch_size, batch_size)
             if not len(starts):
                 raise IndexError(f"piano: split {split} has no batch {index} of {batch_size}")
-        inputs, targets = self._cut(starts)
-        return Batch(torch.from_numpy(inputs).long(), torch.from_numpy(targets).long())
-
-    def _cut(self, starts: NDArray[np.int64]) -> tuple[Codes, Codes]:
-        """Inputs and targets (B, L) of the windows at those first samples."""
-        window = self.config.window
-        targets = np.empty((len(starts), window), np.uint8)
-        for row, start in zip(targets, starts, strict=True):
-            row[:] = self._codes[start : start + window]
-        inputs = np.full_like(targets, SILENCE)
-        inputs[:, 1:] = targets[:, :-1]
-        return inputs, targets
+        codes = torch.from_numpy(windows.read(self._codes, starts))
+        return Batch(codes[:, :-1].contiguous(), codes[:, 1:].contiguous())
 
     def num_batches(self, split: Split, batch_size: int) -> int | None:
         return None if split == "train" else -(-len(self._windows[split]) // batch_size)
@@ -196,21 +161,34 @@ class Piano(Task):
         return float(np.log2(LEVELS))
 
     def baselines(self) -> dict[str, float]:
-        """Bits per sample of frequency tables fitted on train, given less and more of the past."""
-        window = self.config.window
-        train, test = self._windows["train"], self._windows["test"]
-        fit = self._cut(train[: -(-FIT_SAMPLES // window)])
-        score = self._cut(test[: -(-SCORE_SAMPLES // window)])
-        taps = _linear_taps(fit[1][: -(-TAP_SAMPLES // window)])
-        contexts: dict[str, Callable[[Codes], Codes]] = {
-            "order-0": np.zeros_like,  # nothing
-            "order-1": lambda inputs: inputs,  # the sample before
-            f"linear-{TAPS}": lambda inputs: _predicted(inputs, taps),  # a linear prediction's code
-        }
-        return {
-            name: _table_bits((context(fit[0]), fit[1]), (context(score[0]), score[1]))
-            for name, context in contexts.items()
-        }
+        """Bits per sample of frequency tables fitted on train, given less and more of the past.
+
+        None from recordings all shorter than a block of theirs, a sixteenth of a second.
+        """
+        if self._fingerprint not in _baselines:
+            fit = self._sample("train", FIT_SAMPLES)
+            score = self._sample("test", SCORE_SAMPLES)
+            if not len(fit) or not len(score):
+                return {}
+            taps = _linear_taps(fit[:TAP_BLOCKS])
+            contexts: dict[str, Callable[[Codes], Codes]] = {
+                "order-0": lambda codes: np.zeros_like(codes[:, TAPS:]),  # nothing
+                "order-1": lambda codes: codes[:, TAPS - 1 : -1],  # the sample before
+                f"linear-{TAPS}": lambda codes: _predicted(codes, taps),  # a prediction's code
+            }
+            _baselines[self._fingerprint] = {
+                name: _table_bits((context(fit), fit[:, TAPS:]), (context(score), score[:, TAPS:]))
+                for name, context in contexts.items()
+            }
+        return dict(_baselines[self._fingerprint])
+
+    def _sample(self, split: Split, samples: int) -> Codes:
+        """Blocks (B, TAPS + BLOCK) from all over a split, about so many samples in all."""
+        windows = Windows(
+            [clip.region for clip in self._clips if clip.split == split], TAPS + BLOCK - 1
+        )
+        count = min(len(windows), -(-samples // BLOCK))
+        return windows.read(self._codes, windows.fixed(0, count)).astype(np.uint8)
 
     @staticmethod
     def decode(tokens: Tensor) -> Tensor:
@@ -227,13 +205,17 @@ class _Clip:
     start: int
     length: int
 
+    @property
+    def region(self) -> tuple[int, int]:
+        return self.start, self.start + self.length
 
-def _audio_files(folder: Path) -> dict[str, Path]:
+
+def _audio_files(folder: Path, where: str) -> dict[str, Path]:
     """Name -> audio file, in natural order, of a folder and those in it, or of the one file."""
     if folder.is_file():
         return {folder.name: folder}
     if not folder.is_dir():
-        raise TaskError(f"task.path={folder}: no such folder; give a folder of audio files")
+        raise TaskError(f"{where}: no such file or folder; give a folder of audio files")
     found = {
         file.relative_to(folder).as_posix(): file
         for file in folder.rglob("*")
@@ -241,7 +223,7 @@ def _audio_files(folder: Path) -> dict[str, Path]:
     }
     if not found:
         raise TaskError(
-            f"task.path={folder}: no audio file in it; give a folder with any of {' '.join(AUDIO)}"
+            f"{where}: no audio file in that folder; give one with any of {' '.join(AUDIO)}"
         )
     return {name: found[name] for name in sorted(found, key=_natural)}
 
@@ -251,7 +233,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts] + [(-2, name)]
 
 
-def _splits(folder: Path, files: Mapping[str, Path]) -> dict[str, Split | None]:
+def _splits(folder: Path, files: Mapping[str, Path], where: str) -> dict[str, Split | None]:
     """File name -> split; None where there are fewer files than splits: each is cut by position."""
     given: dict[str, Any] = {}
     pieces, maestro = folder / "pieces.json", folder / "maestro-v3.0.0.csv"
@@ -264,7 +246,9 @@ def _splits(folder: Path, files: Mapping[str, Path]) -> dict[str, Split | None]:
     if given:
         missing = [name for name in files if name not in given]
         if missing:
-            raise TaskError(f"task.path={folder}: its split does not name {missing[0]}")
+            raise TaskError(
+                f"{where}: the folder's own split does not name {missing[0]}; remove one of them"
+            )
         return {name: given[name] for name in files}
     if len(files) < len(SPLITS):
         return dict.fromkeys(files)
@@ -276,25 +260,32 @@ def _splits(folder: Path, files: Mapping[str, Path]) -> dict[str, Split | None]:
 
 
 def _split_points(count: int) -> tuple[int, int]:
-    """The first of `count` that is validation, and the first that is test; each split gets one."""
+    """The first of `count` that is validation, and of test; each split of 3 and more gets one."""
     validation, test = int(0.88 * count), int(0.94 * count)
-    test = min(test, count - 1)
-    return min(validation, test - 1), test
+    test = max(0, min(test, count - 1))
+    return max(0, min(validation, test - 1)), test
 
 
 def _content(files: Mapping[str, Path]) -> list[str]:
     """The files' SHA-256, remembered by size and time: hashing hours of audio takes minutes."""
     stats = [(file, file.stat()) for file in (path.resolve() for path in files.values())]
-    key = _digest([(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
-    remembered = cache_folder() / "piano" / f"content-{key}.json"
+    key = digest(*((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+    remembered = cache_folder() / "piano" / f"content-{key[:32]}.json"
     if not remembered.exists():
-        hashes = [pooch.file_hash(str(file)) for file, _ in stats]
+        hashes = [_sha256(file) for file, _ in stats]
         with _caching():
             remembered.parent.mkdir(parents=True, exist_ok=True)
             temporary = remembered.with_name(f".{remembered.name}.{os.getpid()}")
             temporary.write_text(json.dumps(hashes), encoding="utf-8")
             temporary.replace(remembered)
     return list(json.loads(remembered.read_text(encoding="utf-8")))
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return str(pooch.file_hash(str(file)))
+    except OSError as error:
+        raise TaskError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _encoded(
@@ -307,17 +298,24 @@ def _encoded(
 
     Made at the first call for this content, then opened.
     """
-    place = cache_folder() / "piano" / fingerprint
-    if not place.exists():
-        with _caching(), new_folder(place) as folder:
-            clips: list[_Clip] = []
-            with (folder / "codes.u8").open("wb") as out:
-                for name, file in files.items():
-                    codes = _encode(_read(file), normalization)
-                    clips += _clips(name, splits[name], out.tell(), len(codes))
-                    out.write(codes.tobytes())
-            text = json.dumps([asdict(clip) for clip in clips], indent=1)
-            (folder / "clips.json").write_text(text, encoding="utf-8")
+    place = cache_folder() / "piano" / fingerprint[:32]
+    try:
+        return _open(place)
+    except (OSError, ValueError):  # not there, or cut short by a crash of the machine
+        shutil.rmtree(place, ignore_errors=True)
+    with _caching(), new_folder(place) as folder:
+        clips: list[_Clip] = []
+        with (folder / "codes.u8").open("wb") as out:
+            for name, file in files.items():
+                codes = _encode(_read(file), normalization)
+                clips += _clips(name, splits[name], out.tell(), len(codes))
+                out.write(codes.tobytes())
+        text = json.dumps([asdict(clip) for clip in clips], indent=1)
+        (folder / "clips.json").write_text(text, encoding="utf-8")
+    return _open(place)
+
+
+def _open(place: Path) -> tuple[Codes, list[_Clip]]:
     listed = json.loads((place / "clips.json").read_text(encoding="utf-8"))
     clips = [_Clip(**clip) for clip in listed]
     total = max(clip.start + clip.length for clip in clips)
@@ -378,24 +376,23 @@ def _torchaudio() -> Any:
     return functional
 
 
-def _linear_taps(windows_BL: Codes) -> Tensor:
-    """Weights of the samples before, earliest first, with the least squared error."""
-    wave_BL = Piano.decode(torch.from_numpy(windows_BL)).double()
-    taps = min(TAPS, wave_BL.shape[1] - 1)
-    frames = wave_BL.unfold(1, taps + 1, 1).flatten(0, 1)
+def _linear_taps(blocks_BL: Codes) -> Tensor:
+    """Weights of the TAPS samples before, earliest first, with the least squared error."""
+    wave_BL = Piano.decode(torch.from_numpy(blocks_BL)).double()
+    frames = wave_BL.unfold(1, TAPS + 1, 1).flatten(0, 1)
     gram = frames.T @ frames
-    gram += 1e-9 * gram.trace() * torch.eye(taps + 1)  # digital silence has no solution of its own
+    gram += 1e-9 * gram.trace() * torch.eye(TAPS + 1)  # silence has no solution of its own
     return torch.linalg.solve(gram[:-1, :-1], gram[:-1, -1]).float()
 
 
-def _predicted(inputs_BL: Codes, taps: Tensor) -> Codes:
-    """The code of the linear prediction of every target, from the inputs up to it."""
-    wave_BL = Piano.decode(torch.from_numpy(inputs_BL))
-    padded = torch.nn.functional.pad(wave_BL, (len(taps) - 1, 0))
-    predicted_BL = torch.zeros_like(wave_BL)
+def _predicted(blocks_BL: Codes, taps: Tensor) -> Codes:
+    """The code of the linear prediction of every sample that has TAPS before it."""
+    wave_BL = Piano.decode(torch.from_numpy(blocks_BL))
+    count = wave_BL.shape[1] - TAPS
+    predicted = torch.zeros(len(wave_BL), count)
     for k, weight in enumerate(taps):
-        predicted_BL += weight * padded[:, k : k + wave_BL.shape[1]]
-    return _encode(predicted_BL, "none")
+        predicted += weight * wave_BL[:, k : k + count]
+    return _encode(predicted, "none")
 
 
 def _table_bits(fit: tuple[Codes, Codes], score: tuple[Codes, Codes]) -> float:
@@ -410,14 +407,7 @@ def _joined(contexts: Codes, targets: Codes) -> NDArray[np.int32]:
     return (contexts.astype(np.int32) * LEVELS + targets).ravel()
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _generator(*purpose: object) -> np.random.Generator:
-    """A stream of random numbers of its own for every purpose."""
-    key = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype="<u8")))
+_baselines: dict[str, dict[str, float]] = {}
 
 
 @contextmanager

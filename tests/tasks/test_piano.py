@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from seqbench.tasks import piano
 from seqbench.tasks.base import SPLITS, TaskError
 from seqbench.tasks.fetch import registry
-from seqbench.tasks.piano import RATE, SILENCE, Piano, PianoConfig
+from seqbench.tasks.piano import RATE, Piano, PianoConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 Wave = NDArray[np.float32]
@@ -49,8 +49,8 @@ def noise(count: int, seed: int = 0) -> Wave:
     return (np.random.default_rng(seed).uniform(-0.9, 0.9, count)).astype(np.float32)
 
 
-def prepared(path: Path, window: int = 256, **changes: str) -> Piano:
-    task = Piano(PianoConfig(path=str(path), window=window, **changes))  # type: ignore[arg-type]
+def prepared(path: Path, length: int = 256, **changes: str) -> Piano:
+    task = Piano(PianoConfig(path=str(path), length=length, **changes))  # type: ignore[arg-type]
     task.prepare()
     return task
 
@@ -60,7 +60,6 @@ def test_targets_are_the_inputs_one_sample_later(embedded: Piano) -> None:
         inputs, targets = embedded.batch(split, 0, 4)
         assert inputs.shape == targets.shape == (4, 1024)
         assert inputs.dtype == targets.dtype == torch.int64
-        assert (inputs[:, 0] == SILENCE).all()
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
         assert targets.min() >= 0 and targets.max() < embedded.vocab_size
         assert targets.unique().numel() > 100  # sound, not silence
@@ -78,39 +77,26 @@ def test_the_seed_moves_the_train_stream_alone(embedded: Piano) -> None:
         assert not torch.equal(targets(split, 0, 0), targets(split, 0, 1))
 
 
-def test_splits_are_pieces_and_never_meet(embedded: Piano) -> None:
-    files = piano._audio_files(registry()["piano-rendered"].path)
-    splits = piano._splits(registry()["piano-rendered"].path, files)
-    assert [name for name, split in splits.items() if split == "validation"] == [
-        "peacherine-rag.flac"
-    ]
-    assert [name for name, split in splits.items() if split == "test"] == ["the-easy-winners.flac"]
-    assert len(splits) == 10
-    seconds = 60 * RATE
-    position = {name: i * seconds for i, name in enumerate(files)}
-    held_out = [position["peacherine-rag.flac"], position["the-easy-winners.flac"]]
-    for index in range(200):
-        drawn = piano._generator(0, "piano", "train", index).integers(
-            embedded._train_starts, size=32
-        )
-        first, before = embedded._train_clips.T
-        clip = np.searchsorted(before, drawn, side="right") - 1
-        starts = first[clip] + drawn - before[clip]
-        for place in held_out:
-            assert not ((starts + 1024 > place) & (starts < place + seconds)).any()
-    for split, place in zip(("validation", "test"), held_out, strict=True):
-        windows = embedded._windows[split]  # type: ignore[index]
-        assert windows.min() >= place and windows.max() + 1024 <= place + seconds
+def test_the_embedded_set_is_split_by_piece(embedded: Piano) -> None:
+    pieces = {split: [c.name for c in embedded._clips if c.split == split] for split in SPLITS}
+    assert pieces["validation"] == ["peacherine-rag.flac"]
+    assert pieces["test"] == ["the-easy-winners.flac"]
+    assert len(pieces["train"]) == 8
+    end = 0
+    for clip in embedded._clips:  # end to end, none inside another
+        assert clip.start == end and clip.length == 60 * RATE
+        end += clip.length
+    assert len(embedded._codes) == end
 
 
 def test_evaluation_visits_every_window_once(folder: Path) -> None:
     soundfile.write(folder / "one.wav", noise(40_000), RATE)
-    task = prepared(folder, window=100)
-    for split, samples in (("validation", 2400), ("test", 2400)):
+    task = prepared(folder, length=100)
+    for split in ("validation", "test"):  # 2400 samples each; the first is no target
         count = task.num_batches(split, 7)  # type: ignore[arg-type]
         rows = [task.batch(split, i, 7).targets for i in range(count or 0)]  # type: ignore[arg-type]
         found = torch.cat(rows)
-        assert found.shape == (samples // 100, 100)
+        assert found.shape == (23, 100)
         assert found.unique(dim=0).shape == found.shape
         with pytest.raises(IndexError):
             task.batch(split, len(rows), 7)  # type: ignore[arg-type]
@@ -119,10 +105,11 @@ def test_evaluation_visits_every_window_once(folder: Path) -> None:
 
 def test_train_windows_start_anywhere_and_reach_both_ends(folder: Path) -> None:
     soundfile.write(folder / "one.wav", noise(400), RATE)
-    task = prepared(folder, window=20)
+    task = prepared(folder, length=20)
     windows = torch.from_numpy(np.array(task._codes[:352])).long().unfold(0, 20, 1)
-    drawn = torch.cat([task.batch("train", index, 32).targets for index in range(100)])
-    same = (drawn[:, None] == windows[None]).all(dim=2)  # (drawn, 333)
+    drawn = torch.cat([task.batch("train", index, 32).inputs for index in range(100)])
+    windows = windows[:-1]  # the last has no sample after it
+    same = (drawn[:, None] == windows[None]).all(dim=2)
     assert same.any(dim=1).all()
     assert same.any(dim=0).all()
 
@@ -133,7 +120,7 @@ def test_mu_law_agrees_with_its_formula() -> None:
     expected = np.floor((companded + 1) / 2 * 255 + 0.5)
     codes = piano._encode(torch.from_numpy(wave), "none")
     assert codes.tolist() == expected.astype(int).tolist()
-    assert piano._encode(torch.zeros(1), "none")[0] == SILENCE
+    assert piano._encode(torch.zeros(1), "none")[0] == 128
     decoded = Piano.decode(torch.from_numpy(codes)).numpy()
     assert np.abs(decoded - wave).max() < 0.025  # half the step at full scale
     quiet = np.abs(wave) < 0.01
@@ -178,17 +165,22 @@ def test_files_sort_by_their_numbers(folder: Path) -> None:
     for name in ("out10.wav", "out2.wav", "b/out1.wav", "out1.wav", "notes.txt", "._out3.wav"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
-    assert list(piano._audio_files(folder)) == ["b/out1.wav", "out1.wav", "out2.wav", "out10.wav"]
+    assert list(piano._audio_files(folder, "here")) == [
+        "b/out1.wav",
+        "out1.wav",
+        "out2.wav",
+        "out10.wav",
+    ]
 
 
 def test_a_single_file_is_split_by_position(folder: Path) -> None:
     soundfile.write(folder / "one.flac", noise(100_000), RATE)
     for path in (folder, folder / "one.flac"):
-        task = prepared(path, window=1000)
+        task = prepared(path, length=1000)
         assert {split: len(task._windows[split]) for split in SPLITS} == {
-            "train": 88,
-            "validation": 6,
-            "test": 6,
+            "train": 87,  # 88,000 samples, the first of which is no target
+            "validation": 5,
+            "test": 5,
         }
 
 
@@ -200,7 +192,7 @@ def test_maestro_keeps_its_own_split(folder: Path) -> None:
     for i, (name, _) in enumerate(rows):
         (folder / name).parent.mkdir(exist_ok=True)
         soundfile.write(folder / name, noise(1000, i), RATE)
-    splits = piano._splits(folder, piano._audio_files(folder))
+    splits = piano._splits(folder, piano._audio_files(folder, "here"), "here")
     assert splits == dict(rows)
     soundfile.write(folder / "other.wav", noise(1000), RATE)
     with pytest.raises(TaskError, match=r"does not name other\.wav"):
@@ -210,27 +202,31 @@ def test_maestro_keeps_its_own_split(folder: Path) -> None:
 def test_files_shorter_than_a_window_are_left_out(folder: Path) -> None:
     for i, count in enumerate((5000, 10, 5000, 5000)):
         soundfile.write(folder / f"{i}.wav", noise(count, i), RATE)
-    assert prepared(folder, window=1000)._train_starts == 4001
+    task = prepared(folder, length=1000)
+    assert len(task._windows["train"]) == 4
+    train = torch.from_numpy(np.array(task._codes[:5000])).long().unfold(0, 1000, 1)
+    for row in task.batch("train", 0, 16).targets:
+        assert (train == row).all(dim=1).any()
 
 
 @pytest.mark.parametrize(
     ("case", "match"),
     [
-        ("missing", "no such folder"),
-        ("empty", "no audio file in it"),
-        ("text", "no audio file in it"),
+        ("missing", "no such file or folder"),
+        ("empty", "no audio file in that folder"),
+        ("text", "no audio file in that folder"),
         ("garbage", r"a\.flac: no readable audio"),
         ("truncated", r"a\.flac: no readable audio"),
         ("mp3 cut short", r"a\.mp3: ends after"),
         ("nan", "no finite numbers"),
-        ("tenth of a second", r"the longest recording has 1600 samples \(0\.1 s\)"),
-        ("no sample", r"the longest recording has 0 samples"),
-        ("test too short", "in split test"),
-        ("window", "task.window=1"),
+        ("tenth of a second", r"split train has 1408 samples \(0\.1 s\)"),
+        ("no sample", "split train has 0 samples"),
+        ("test too short", "in split test has 100 samples"),
+        ("length", "task.length=0"),
     ],
 )
 def test_wrong_audio_is_one_line(folder: Path, case: str, match: str) -> None:
-    path, window = folder, 2048
+    path, length = folder, 2048
     if case == "missing":
         path = folder / "nowhere"
     elif case == "text":
@@ -249,10 +245,10 @@ def test_wrong_audio_is_one_line(folder: Path, case: str, match: str) -> None:
     elif case == "test too short":
         for i, count in enumerate((5000, 5000, 100)):
             soundfile.write(folder / f"{i}.wav", noise(count), RATE)
-    elif case == "window":
-        window = 1
+    elif case == "length":
+        length = 0
     with pytest.raises(TaskError, match=match) as raised:
-        prepared(path, window=window)
+        prepared(path, length=length)
     assert "\n" not in str(raised.value)
     if case not in ("tenth of a second", "no sample", "test too short"):
         assert not list((folder.parent / "cache").glob("piano/*/"))  # nothing half-made stays
@@ -272,10 +268,20 @@ def test_audio_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         soundfile.write(folder / f"{i}.wav", noise(2000, i), RATE)
     first = prepared(folder)
     monkeypatch.setattr(piano, "_read", lambda file: pytest.fail(f"decoded {file} again"))
-    again = prepared(folder, window=300)
+    again = prepared(folder, length=300)
     assert again.fingerprint() == first.fingerprint()
     moved = folder.rename(folder.with_name("moved"))
     assert prepared(moved).fingerprint() == first.fingerprint()
+
+
+def test_a_damaged_cache_is_made_again(folder: Path) -> None:
+    soundfile.write(folder / "a.wav", noise(50_000), RATE)
+    task = prepared(folder)
+    whole = np.array(task._codes)
+    for name in ("codes.u8", "clips.json"):
+        (file,) = (folder.parent / "cache").glob(f"piano/*/{name}")
+        file.write_bytes(file.read_bytes()[:100])
+        assert np.array_equal(prepared(folder)._codes, whole)
 
 
 def test_changed_audio_changes_the_fingerprint(folder: Path) -> None:
@@ -320,7 +326,7 @@ def test_baselines_of_noise_know_nothing(folder: Path) -> None:
 def test_the_linear_prediction_finds_a_recurrence(folder: Path) -> None:
     # A sum of two sines obeys a linear recurrence: what is left is the rounding of the codes.
     soundfile.write(folder / "a.wav", tone(440.7, 8) + tone(1003.3, 8, gain=0.3), RATE)
-    found = prepared(folder, window=1000).baselines()
+    found = prepared(folder, length=1000).baselines()
     assert found["linear-32"] < 2 < found["order-1"] < found["order-0"]
 
 
