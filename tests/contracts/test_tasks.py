@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from typing import Any, get_type_hints
 
 import pytest
@@ -152,13 +151,11 @@ def test_the_headline_has_a_chance_level_and_a_baseline_beats_it(task: Task) -> 
     assert all(task.units_per_token(split) > 0 for split in SPLITS)
 
 
-def test_baselines_are_worked_out_once(task: Task) -> None:
+def test_baselines_are_the_same_again(task: Task) -> None:
     task.baselines()
     again = type(task)(task.config)
     again.prepare()
-    began = time.perf_counter()
     assert again.baselines() == task.baselines()
-    assert time.perf_counter() - began < 1.0
 
 
 def test_variants_are_ready_tasks_of_the_same_vocabulary(task: Task) -> None:
