@@ -91,8 +91,10 @@ class Task(ABC):
     ) -> Batch:
         """The batch number `index` of a split: a pure function of its arguments and the config.
 
-        `seed` (the cell's) moves the train stream alone; validation and test are the same for every
-        cell. `stage` is a stage of the curriculum, None the task itself.
+        `seed` (the cell's) moves the train stream alone. Validation and test are fixed rows, the
+        same for every cell and cut alike by any batch size; their last batch may be smaller, and
+        beyond it is an IndexError. `stage` is a stage of the curriculum, None the task itself. The
+        tensors are the caller's.
         """
 
     @abstractmethod

@@ -43,7 +43,7 @@ def digest(*parts: object) -> str:
     """The SHA-256, in hex, of texts and of arrays of bytes."""
     sha = hashlib.sha256()
     for part in parts:
-        data = memoryview(part.data if isinstance(part, np.ndarray) else str(part).encode())
+        data = part.data if isinstance(part, np.ndarray) else memoryview(str(part).encode())
         sha.update(f"{data.nbytes}:".encode())
         sha.update(data)
     return sha.hexdigest()
@@ -119,7 +119,9 @@ class Windows:
         return self._start(self._places, place, 1)
 
     def fixed(self, first: int, count: int) -> np.ndarray:
-        """Starts of the windows `first` to `first` + `count` in the shuffled order."""
+        """Starts of the windows `first` to `first` + `count`, fewer at the end."""
+        if not 0 <= first < len(self):
+            raise IndexError(f"window {first} of {len(self)}")
         return self._start(self._tiles, self._order[first : first + count], self.length)
 
     def read(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:

