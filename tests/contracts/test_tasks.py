@@ -19,7 +19,7 @@ B = 4
 
 
 def test_the_tasks_are_found() -> None:
-    assert {"selective-copying", "induction-heads"} <= set(TASKS)
+    assert {"selective-copying", "induction-heads", "language", "dna"} <= set(TASKS)
 
 
 @pytest.fixture(autouse=True)

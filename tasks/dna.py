@@ -1,0 +1,418 @@
+"""DNA: the next base of the human genome (Gu & Dao 2023, 4.3.1; splits and setting of HyenaDNA).
+
+The default data is a slice of chromosome 20 that comes with the package; see data/dna/README.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gzip
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from seqbench.tasks.base import IGNORE, SPLITS, Batch, Scale, Split, Task, TaskError
+from seqbench.tasks.baselines import cache_folder, cached, markov_bits
+from seqbench.tasks.streams import Windows, digest, generator
+
+READER = "dna, reader 1"  # raised when the same files give other bases or splits
+LETTERS = "ACGTN"  # their ids: 0 to 4
+N = LETTERS.index("N")
+AMBIGUOUS = "RYSWKMBDHV"  # IUPAC codes, read as N
+MARKOV_ORDERS = 8
+CHUNK = 2**24  # bases encoded at once
+SLICE = Path(__file__).parent / "data" / "dna" / "chr20_slice.fa.gz"
+SLICE_SHA256 = "e2255e259dd8c6b3c046ea711ed22860c25fb698ea28869f0c44edb42b2e8942"
+BED_SPLITS: dict[str, Split] = {
+    "train": "train",
+    "valid": "validation",
+    "val": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+Intervals = list[tuple[int, int]]  # half-open, in the one long array of all records
+
+
+@dataclass(frozen=True, kw_only=True)
+class DnaConfig:
+    """The sequence, its split and the window."""
+
+    # A FASTA file, plain, gzip or bgzip; None: the slice of chromosome 20; "": it must be given.
+    fasta: str | None = None
+    bed: str | None = None  # lines of chromosome, start, end, split
+    validation_chromosomes: tuple[str, ...] = ()  # instead of a BED file; the rest is train
+    test_chromosomes: tuple[str, ...] = ()
+    length: int = 256  # bases of a window
+
+
+class Dna(Task):
+    """Say the next base of a genome.
+
+        Inputs   G A T T N C A      (A C G T N are 0 1 2 3 4)
+        Targets  A T T - C A G      (N, shown as -, is not scored)
+
+    Three ways to split: by a BED file; by chromosome; else every record by position, 80 % train,
+    10 % validation, 10 % test, in that order. No window leaves its split's intervals: where those
+    of a BED file overlap, test keeps the bases before validation, and that before train. Runs of N
+    as long as a window are cut out, so every window has a base to score. Train windows start
+    anywhere; validation and test windows stand end to end, so that a base is scored at most once.
+    """
+
+    Config = DnaConfig
+    config: DnaConfig
+    headline = "bits_per_base"
+    difficulty = ("length",)
+    scales: ClassVar[Mapping[str, Scale]] = {
+        "cpu": Scale(
+            note="cpu scale: 4 Mbp of chromosome 20 (GRCh37) instead of hg38, windows of 256, two "
+            "layers, a few hundred steps; not the paper's setting.",
+            task={"length": 256},
+            model={"d_model": 64, "num_layers": 2},
+            train={
+                "steps": 300,
+                "batch_size": 32,
+                "lr": 4e-3,
+                "warmup_steps": 20,
+                "weight_decay": 0.1,
+                "eval_every": 100,
+            },
+        ),
+        "paper": Scale(
+            note="paper scale: the 1.4M model of the size scaling on hg38 with the BED split of "
+            "HyenaDNA, both given by path; a vocabulary of 5 instead of 16 padded ids.",
+            task={"fasta": "", "length": 1024},
+            model={"d_model": 128, "num_layers": 12},
+            train={
+                "steps": 10_000,
+                "batch_size": 1024,
+                "lr": 8e-3,
+                "warmup_steps": 1000,
+                "weight_decay": 0.1,
+                "beta2": 0.95,
+                "eval_every": 500,
+            },
+        ),
+    }
+
+    @property
+    def vocab_size(self) -> int:
+        return len(LETTERS)
+
+    def prepare(self) -> None:
+        c = self.config
+        if c.length < 1:
+            raise TaskError(f"task.length={c.length}: a window has at least 1 base")
+        self._genome = _open(c.fasta)
+        self._regions = self._split()
+        self._windows = {}
+        for split in SPLITS:
+            gaps = [run for run in self._genome.gaps if run[1] - run[0] >= c.length]
+            self._windows[split] = Windows(_without(self._regions[split], gaps), c.length)
+            if not len(self._windows[split]):
+                longest = max((end - start for start, end in self._regions[split]), default=0)
+                raise TaskError(
+                    f"{self._genome.where}: the {split} split has no stretch of bases that holds a "
+                    f"window of task.length={c.length} and its next base (longest interval: "
+                    f"{longest}); give more sequence or a shorter length"
+                )
+
+    def fingerprint(self) -> str:
+        return digest(READER, self._genome.sha256, sorted(self._regions.items()))
+
+    def batch(
+        self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
+    ) -> Batch:
+        windows = self._windows[split]
+        if split == "train":
+            starts = windows.random(batch_size, generator("dna", seed, index))
+        else:
+            starts = windows.fixed(index * batch_size, batch_size)
+        tokens = windows.read(self._genome.bases, starts)
+        targets = tokens[:, 1:].copy()
+        targets[targets == N] = IGNORE
+        return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
+
+    def num_batches(self, split: Split, batch_size: int) -> int | None:
+        return None if split == "train" else -(-len(self._windows[split]) // batch_size)
+
+    def chance(self) -> float:
+        return 2.0
+
+    def baselines(self) -> dict[str, float]:
+        """Markov models of order 0 (the zero-order baseline: base frequencies) to 8."""
+        blocks = {
+            split: [self._genome.bases[start:end] for start, end in self._regions[split]]
+            for split in SPLITS
+        }
+        return cached(
+            self.fingerprint(),
+            compute=lambda: markov_bits(
+                blocks["train"],
+                blocks["validation"],
+                blocks["test"],
+                orders=MARKOV_ORDERS,
+                vocab_size=self.vocab_size,
+                unscored=N,
+            ),
+        )
+
+    def _split(self) -> dict[Split, Intervals]:
+        c, genome = self.config, self._genome
+        by_chromosome = {"validation": c.validation_chromosomes, "test": c.test_chromosomes}
+        if not any(by_chromosome.values()):
+            return genome.by_position() if c.bed is None else _read_bed(c.bed, genome)
+        if c.bed is not None:
+            raise TaskError(
+                f"task.bed={c.bed!r} beside task.validation_chromosomes or task.test_chromosomes: "
+                "the split comes from one of them; leave the other out"
+            )
+        owner: dict[str, Split] = {}
+        for split, names in by_chromosome.items():
+            if not names:
+                raise TaskError(
+                    f"task.{split}_chromosomes is empty while the other split has some; give both"
+                )
+            for name in names:
+                key = f"task.{split}_chromosomes"
+                genome.interval(name, key)
+                if name in owner:
+                    raise TaskError(f"{key}: {name!r} is named twice; a record has one split")
+                owner[name] = split  # type: ignore[assignment]
+        regions: dict[Split, Intervals] = {split: [] for split in SPLITS}
+        for name, interval in genome.records.items():
+            regions[owner.get(name, "train")].append(interval)
+        return regions
+
+
+@dataclass(frozen=True, eq=False)
+class _Genome:
+    """All records of a FASTA file as one array of ids, memory-mapped from the cache."""
+
+    where: str  # for messages
+    bases: np.ndarray  # uint8
+    records: dict[str, tuple[int, int]]  # name -> its interval in `bases`
+    gaps: Intervals  # the runs of N
+    sha256: str  # of the bases
+
+    def interval(self, name: str, where: str) -> tuple[int, int]:
+        """The record of that name; `where` it was named, for the message."""
+        if name not in self.records:
+            close = difflib.get_close_matches(name, self.records, n=3, cutoff=0.4)
+            known = close or list(self.records)[:5]
+            raise TaskError(
+                f"{where}: {name!r} is no record of {self.where}; "
+                f"{'did you mean' if close else 'it has'} {', '.join(known)}"
+            )
+        return self.records[name]
+
+    def by_position(self) -> dict[Split, Intervals]:
+        """Every record cut in three, in order."""
+        regions: dict[Split, Intervals] = {split: [] for split in SPLITS}
+        for start, end in self.records.values():
+            size = end - start
+            cuts = [start, start + size * 8 // 10, start + size * 9 // 10, end]
+            for split, low, high in zip(SPLITS, cuts, cuts[1:], strict=False):
+                regions[split].append((low, high))
+        return regions
+
+
+def _open(fasta: str | None) -> _Genome:
+    if fasta == "":
+        raise TaskError(
+            "task.fasta is not set, and this scale has no sequence of its own: give a FASTA file "
+            "(the paper's is hg38) with --set task.fasta=PATH, and its split with task.bed=PATH"
+        )
+    path = SLICE if fasta is None else Path(fasta).expanduser()
+    where = "the packaged slice of chromosome 20" if fasta is None else f"task.fasta={fasta!r}"
+    if not path.is_file():
+        raise TaskError(
+            f"{where}: no such file ({path}); give a FASTA file, plain or gzip, or none for the "
+            "packaged slice"
+        )
+    try:
+        facts = path.stat()
+        return _encoded(path, where, facts.st_size, facts.st_mtime_ns)
+    except OSError as error:
+        raise TaskError(f"{where}: {error.strerror or error}; give a readable file") from None
+
+
+@lru_cache(maxsize=4)
+def _encoded(path: Path, where: str, size: int, changed: int) -> _Genome:
+    """The file's bases from the cache, encoded into it the first time."""
+    with path.open("rb") as file:
+        source = hashlib.file_digest(file, "sha256").hexdigest()
+    if path == SLICE and source != SLICE_SHA256:
+        raise TaskError(f"{where}: {path} is damaged (SHA-256 {source}); install seqbench again")
+    folder = cache_folder("dna") / digest(READER, source)[:32]
+    if not (folder / "records.json").is_file():
+        if size > CHUNK:
+            logging.getLogger("seqbench").info("dna: reading %s once, into %s", path, folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            _encode(path, where, Path(temporary))
+            with contextlib.suppress(OSError):  # another process was first: the same content
+                os.rename(Path(temporary) / "encoded", folder)
+    facts = json.loads((folder / "records.json").read_text(encoding="utf-8"))
+    return _Genome(
+        where=where,
+        bases=np.memmap(folder / "bases.u1", dtype=np.uint8, mode="r"),
+        records={name: (start, end) for name, start, end in facts["records"]},
+        gaps=[(int(start), int(end)) for start, end in np.load(folder / "gaps.npy")],
+        sha256=facts["sha256"],
+    )
+
+
+def _encode(path: Path, where: str, work: Path) -> None:
+    """Writes work/encoded: the bases as ids, the records, the runs of N."""
+    import pyfaidx
+
+    folder = work / "encoded"
+    folder.mkdir()
+    sha, offset, records = hashlib.sha256(), 0, []
+    gaps: Intervals = []
+    try:
+        fasta = pyfaidx.Fasta(
+            str(_plain(path, where, work)),
+            indexname=str(work / "index.fai"),  # never beside the file: it may be read-only
+            as_raw=True,
+            sequence_always_upper=True,
+        )
+    except (pyfaidx.FastaIndexingError, ValueError, RuntimeError) as error:
+        said = str(error).split("Please report")[0].replace(str(work), "").strip()
+        raise TaskError(
+            f"{where}: not a FASTA file that can be indexed ({' '.join(said.split())}); each "
+            "record is a line >NAME and lines of one length without blank ones between"
+        ) from None
+    with fasta, (folder / "bases.u1").open("wb") as out:
+        for name in fasta.keys():  # noqa: SIM118 (iterating a Fasta gives records)
+            first = offset
+            for at in range(0, len(fasta[name]), CHUNK):
+                letters = np.frombuffer(
+                    fasta[name][at : at + CHUNK].encode("ascii", "replace"), dtype=np.uint8
+                )
+                ids = _IDS[letters]
+                if (ids == _NO_BASE).any():
+                    bad = int((ids == _NO_BASE).argmax())
+                    raise TaskError(
+                        f"{where}: record {name!r} has {chr(letters[bad])!r} at base "
+                        f"{at + bad + 1}: DNA has A C G T, N and the ambiguity codes {AMBIGUOUS}; "
+                        "give a DNA sequence, not protein or RNA"
+                    )
+                gaps += ((start + offset, end + offset) for start, end in _runs(ids == N))
+                sha.update(ids.data)
+                out.write(ids.data)
+                offset += len(ids)
+            records.append((name, first, offset))
+            out.write(bytes([N]))  # between records: their intervals never touch, nor merge
+            offset += 1
+    if all(start == end for _, start, end in records):
+        raise TaskError(f"{where}: no record has any base; give a FASTA file with a sequence")
+    np.save(folder / "gaps.npy", np.array(_merged(gaps), dtype=np.int64).reshape(-1, 2))
+    facts = {"records": records, "sha256": sha.hexdigest()}
+    (folder / "records.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _plain(path: Path, where: str, work: Path) -> Path:
+    """The file itself, or its content unpacked: pyfaidx reads plain text and bgzip, not gzip."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return path
+    unpacked = work / "unpacked.fa"
+    try:
+        with gzip.open(path, "rb") as packed, unpacked.open("wb") as out:
+            shutil.copyfileobj(packed, out, CHUNK)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise TaskError(
+            f"{where}: the gzip data is cut short or damaged ({error}); fetch the file again"
+        ) from None
+    return unpacked
+
+
+def _read_bed(bed: str, genome: _Genome) -> dict[Split, Intervals]:
+    """The regions of a BED file with the split in its fourth column; no base in two of them."""
+    path = Path(bed).expanduser()
+    found: dict[Split, Intervals] = {split: [] for split in SPLITS}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise TaskError(f"task.bed={bed!r}: {said}; give a readable BED file") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith(("#", "track", "browser")):
+            continue
+        where = f"task.bed={bed!r}, line {number}"
+        columns = line.split()
+        if len(columns) < 4 or not (columns[1].isdigit() and columns[2].isdigit()):
+            raise TaskError(f"{where}: {line!r}: wants chromosome, start, end, split")
+        if columns[3] not in BED_SPLITS:
+            raise TaskError(
+                f"{where}: split {columns[3]!r}: valid are {', '.join(sorted(BED_SPLITS))}"
+            )
+        start, end = int(columns[1]), int(columns[2])
+        first, last = genome.interval(columns[0], where)
+        if not start < end <= last - first:
+            raise TaskError(
+                f"{where}: {start} to {end} of {columns[0]!r}, which has {last - first} bases: "
+                "0 <= start < end <= bases must hold; is the BED file of another assembly?"
+            )
+        found[BED_SPLITS[columns[3]]].append((first + start, first + end))
+    test = _merged(found["test"])
+    validation = _without(_merged(found["validation"]), test)
+    train = _without(_merged(found["train"]), _merged([*test, *validation]))
+    return {"train": train, "validation": validation, "test": test}
+
+
+_NO_BASE = 255
+_IDS = np.full(256, _NO_BASE, dtype=np.uint8)
+_IDS[list(LETTERS.encode())] = range(len(LETTERS))
+_IDS[list(AMBIGUOUS.encode())] = N
+
+
+def _runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:
+    """The half-open intervals where the flags are set."""
+    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0)).tolist()
+    return zip(edges[::2], edges[1::2], strict=True)
+
+
+def _merged(intervals: Iterable[tuple[int, int]]) -> Intervals:
+    """Sorted, those that touch or overlap made one."""
+    merged: Intervals = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _without(intervals: Intervals, holes: Intervals) -> Intervals:
+    """The sorted intervals less the sorted, disjoint holes."""
+    left: Intervals = []
+    at = 0
+    for start, end in intervals:
+        while at < len(holes) and holes[at][1] <= start:
+            at += 1
+        while at < len(holes) and holes[at][0] < end:
+            low, high = holes[at]
+            if low > start:
+                left.append((start, low))
+            start = high
+            if high >= end:  # the next interval may begin in this hole
+                break
+            at += 1
+        if start < end:
+            left.append((start, end))
+    return left
