@@ -542,10 +542,10 @@ def _legend(found: Sequence[Row], bold: bool = True) -> list[str]:
             how.append(f"the percentile bootstrap above {T_SEEDS} seeds")
         seeds = "/".join(map(str, several))
         notes.append(f"Mean over {seeds} seeds ± half the 95 % interval ({', '.join(how)}).")
-        if bold:
+        if bold and any(best(row) for row in found):
             notes.append("Bold: best, and its interval overlaps no other's.")
     if 1 in counts:
-        unmarked = ", and nothing in bold" if bold else ""
+        unmarked = ", so nothing beside it is bold" if bold else ""
         notes.append(f"A number without ± is from one seed: no interval{unmarked}.")
     if any(g.solved is not None for g in groups):
         notes.append(
