@@ -469,7 +469,7 @@ def _own_setting(row: Row) -> str:
 
 def _name_point(axis: Axes, x: float, y: float, name: str) -> None:
     low, high = (math.log(v) for v in axis.get_xlim())
-    right = math.log(x) - low > 0.6 * (high - low)  # there the name would leave the panel
+    right = math.log(x) - low > 0.8 * (high - low)  # there the name would leave the panel
     axis.annotate(
         name,
         (x, y),
