@@ -223,18 +223,24 @@ def against_cost(panel: Sequence[Row], style: Mapping[str, Style]) -> Plot:
     with _figure(title, 3.9, records, names) as page:
         axes = page.grid(1, 2)
         for axis, (cost, heading) in zip(axes, costs.items(), strict=True):
-            points = []
+            by_model: dict[str, list[tuple[float, float, str]]] = {}
             for row in panel:
                 for model, group in row.groups.items():
                     x = group.cost(cost)
                     if group.score is None or x is None:
                         continue
                     _line_with_bars(axis, [x], [group.score], scale, style[model], model)
-                    points.append((x, scale * group.score.mean))
-                    if row.setting != row.task_setting:
-                        _name_point(axis, points[-1], row)
+                    at = (x, scale * group.score.mean, _own_setting(row))
+                    by_model.setdefault(model, []).append(at)
+            points = [(x, y) for found in by_model.values() for x, y, _ in found]
             axis.set_xscale("log")
             _log_ticks(axis, [p[0] for p in points])
+            for model, found in by_model.items():
+                line = sorted(found)  # a model's settings, by rising cost
+                xs, ys = [p[0] for p in line], [p[1] for p in line]
+                axis.plot(xs, ys, color=style[model].color, linewidth=1, alpha=0.5)
+                for x, y, setting in line:
+                    _name_point(axis, x, y, setting)
             front = pareto(points, example.higher_is_better)
             front.append((axis.get_xlim()[1], front[-1][1]))
             axis.plot(
@@ -429,6 +435,7 @@ def _reference_lines(axis: Axes, references: Sequence[tuple[str, float]]) -> Non
             fontsize=8,
             color=MUTED,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+            zorder=1.5,  # above its line, below the data
         )
         placed.append((y, x - 4.7 * len(name)))
 
@@ -454,13 +461,21 @@ def _line_with_bars(
     )
 
 
-def _name_point(axis: Axes, point: tuple[float, float], row: Row) -> None:
+def _own_setting(row: Row) -> str:
+    """What tells a row from the others of its panel: d_model=64."""
     own = [p for p in row.setting.split(", ") if p not in row.task_setting.split(", ")]
+    return ", ".join(p.removeprefix("model.").removeprefix("train.") for p in own)
+
+
+def _name_point(axis: Axes, x: float, y: float, name: str) -> None:
+    low, high = (math.log(v) for v in axis.get_xlim())
+    right = math.log(x) - low > 0.8 * (high - low)  # there the name would leave the panel
     axis.annotate(
-        ", ".join(p.removeprefix("model.").removeprefix("train.") for p in own),
-        point,
-        xytext=(6, 5),
+        name,
+        (x, y),
+        xytext=(-6 if right else 6, 5),
         textcoords="offset points",
+        ha="right" if right else "left",
         fontsize=7.5,
         color=MUTED,
     )

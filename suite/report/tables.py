@@ -29,6 +29,7 @@ from seqbench.suite.report.aggregate import (
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+    from rich.text import Text
 
 NOTHING = "–"
 DIGESTS_SHOWN = 20
@@ -438,8 +439,8 @@ def varying(table: Table) -> list[int]:
 
 
 def to_rich(table: Table) -> RichTable:
-    """The table as a rich renderable: columns that say the same in every row, the scale say, go,
-    and the notes but for the provenance become its caption."""
+    """The table as a rich renderable, narrow: columns that say the same in every row go, the metric
+    stands under the task, and the notes but for the provenance become the caption."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -452,21 +453,40 @@ def to_rich(table: Table) -> RichTable:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    shown = varying(table)
+    headings = [c.heading for c in table.columns]
+    metric = headings.index("test metric") if "test metric" in headings else None
+    shown = [i for i in varying(table) if i != metric]
     for i in shown:
         column = table.columns[i]
         made.add_column(
             Text(column.heading),
             justify="right" if column.numeric else "left",
             no_wrap=i == 0,
-            min_width=min(len(column.heading), 12),
+            min_width=max((len(row[i].text) for row in table.rows), default=0)
+            if column.numeric
+            else None,
         )
     for row in table.rows:
-        made.add_row(*(Text(row[i].full, style="bold" if row[i].strong else "") for i in shown))
+        first = row[0] if metric is None else replace(row[0], detail=row[metric].text)
+        rest = [
+            # A list of baselines reads best one a line.
+            replace(row[i], text=row[i].text.replace(", ", "\n"))
+            if headings[i] == "baselines"
+            else row[i]
+            for i in shown[1:]
+        ]
+        made.add_row(_stacked(first), *(_stacked(e) for e in rest))
     return made
 
 
 # -- details ----------------------------------------------------------------------------------
+
+
+def _stacked(entry: Entry) -> Text:
+    from rich.text import Text
+
+    text = Text(entry.text, style="bold" if entry.strong else "")
+    return text.append(f"\n{entry.detail}", style="dim not bold") if entry.detail else text
 
 
 def _score(group: Group | None, metric: str, strong: bool) -> Entry:
@@ -522,10 +542,10 @@ def _legend(found: Sequence[Row], bold: bool = True) -> list[str]:
             how.append(f"the percentile bootstrap above {T_SEEDS} seeds")
         seeds = "/".join(map(str, several))
         notes.append(f"Mean over {seeds} seeds ± half the 95 % interval ({', '.join(how)}).")
-        if bold:
+        if bold and any(best(row) for row in found):
             notes.append("Bold: best, and its interval overlaps no other's.")
     if 1 in counts:
-        unmarked = ", and nothing in bold" if bold else ""
+        unmarked = ", so nothing beside it is bold" if bold else ""
         notes.append(f"A number without ± is from one seed: no interval{unmarked}.")
     if any(g.solved is not None for g in groups):
         notes.append(
