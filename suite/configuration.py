@@ -81,13 +81,13 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     task_config = _plain(asdict(config))
     task = prepared_task(request.task, task_config)
     check_model(request.model, task.vocab_size, values["model"])
-    changed = [path for path, _ in assignments if path.split(".")[0] in ("task", "model", "train")]
+    changed = sorted({*request.settings, *(path for path, _ in assignments)})
     return Cell(
         task=request.task,
         model=request.model,
         seed=seed,
         scale=request.scale,
-        scale_note=scale.note + (f" Changed by hand: {', '.join(changed)}." if changed else ""),
+        scale_note=scale.note + (f" Changed: {', '.join(changed)}." if changed else ""),
         task_config=task_config,
         model_config=_plain({**options_of(request.model), **values["model"]}),
         train=train,

@@ -78,7 +78,7 @@ class Dna(Task):
     difficulty = ("length",)
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="cpu scale: 4 Mbp of chromosome 20 (GRCh37) instead of hg38, windows of 256, two "
+            note="4 Mbp of chromosome 20 (GRCh37) instead of hg38, windows of 256, two "
             "layers, a few hundred steps; not the paper's setting.",
             task={"length": 256},
             model={"d_model": 64, "num_layers": 2},
@@ -92,7 +92,7 @@ class Dna(Task):
             },
         ),
         "paper": Scale(
-            note="paper scale: the 1.4M model of the size scaling on hg38 with the BED split of "
+            note="the 1.4M model of the size scaling on hg38 with the BED split of "
             "HyenaDNA, both given by path; a vocabulary of 5 instead of 16 padded ids.",
             task={"fasta": "", "length": 1024},
             model={"d_model": 128, "num_layers": 12},

@@ -54,7 +54,7 @@ class Language(Task):
     difficulty = ("length",)
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="cpu scale: bytes of 12 MB of State of the Union messages, windows of 256, two "
+            note="bytes of 12 MB of State of the Union messages, windows of 256, two "
             "layers, a few hundred steps; not the paper's setting.",
             task={"length": 256},
             model={"d_model": 64, "num_layers": 2},
@@ -68,7 +68,7 @@ class Language(Task):
             },
         ),
         "paper": Scale(
-            note="paper scale: the 125M model's depth, width, steps and rate of the improved "
+            note="the 125M model's depth, width, steps and rate of the improved "
             "recipe, on a text of yours read as bytes; the paper's is the Pile in GPT-2 tokens, so "
             "bits per byte compare and perplexities do not.",
             task={"path": "", "length": 2048},
