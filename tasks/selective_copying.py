@@ -63,7 +63,7 @@ class SelectiveCopying(Task):
             task={"length": 64},
             model={"d_model": 64, "num_layers": 2},
             train={
-                "steps": 3200,
+                "steps": 4500,
                 "batch_size": 32,
                 "lr": 5e-3,
                 "eval_every": 200,
