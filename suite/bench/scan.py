@@ -33,6 +33,8 @@ SIZES = tuple(
     for length in (256, 1024, 4096, 16384, 65536)
 )
 
+YARDSTICK = "mambapy pscan"  # the peer that remarks compare with
+
 # Largest error of y and of each gradient, over the largest value of that tensor. Float32 sums of
 # as many terms as the batch has steps (dA) are good to about 1e-5; a wrong term shows at 1e-2.
 _TOLERANCE = 2e-4
@@ -107,8 +109,7 @@ class ScanBench:
         table = Table(title=title, title_justify="left", box=None, header_style="bold")
         for name in ("(B, L, D, N)", "", "fwd ms", "x", "fwd+bwd ms", "x", "extra MB", "max error"):
             table.add_column(name, justify="left" if name in ("(B, L, D, N)", "") else "right")
-        if self.busy:
-            table.caption = f"Noisy: other processes kept {self.busy:.1f} CPUs busy as this began."
+        table.caption, table.caption_justify = "\n".join(self._remarks()), "left"
         previous = None
         for row in self.rows:
             if previous not in (None, row.size):
@@ -183,6 +184,23 @@ class ScanBench:
             fontsize=11,
         )
         return figure
+
+    def _remarks(self) -> list[str]:
+        """What to read beside the table: our distance to the yardstick, and the noise."""
+        lines = []
+        for size in dict.fromkeys(row.size for row in self.rows):
+            ours, peer = self.ours(size), self.row(YARDSTICK, size)
+            if ours and peer and peer.both:
+                ratios = self._ratios(peer)
+                memory = ratios.get("our_extra_memory_over_its")
+                share = "" if memory is None else f", in {memory:.1%} of its extra memory"
+                lines.append(
+                    f"{ours.entrant} over {YARDSTICK} at {size}: {ratios['forward']:.0f}x forward, "
+                    f"{ratios['both']:.0f}x forward and backward{share}"
+                )
+        if self.busy:
+            lines.append(f"noisy: other processes kept {self.busy:.1f} CPUs busy as this began")
+        return lines
 
     def _ratios(self, row: Row) -> dict[str, Any]:
         """Of one row to our fastest at the same size, and of our memory to the row's."""
