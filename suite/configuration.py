@@ -125,7 +125,7 @@ def _prepared(name: str, config: str) -> Task:
 @lru_cache(maxsize=64)
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     if not hasattr(cls, "__pydantic_config__"):
-        cls.__pydantic_config__ = ConfigDict(allow_inf_nan=False)
+        cls.__pydantic_config__ = ConfigDict(allow_inf_nan=False, extra="forbid")
     return TypeAdapter(cls)
 
 
