@@ -169,8 +169,11 @@ def report(
     grid: Annotated[str | None, typer.Argument(help="A named grid; all records without.")] = None,
     results: Results = Path("results"),
     published: Annotated[bool, typer.Option(help="The project's own committed results.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Draw nothing; exit with 1 if a table or plot is stale.")
+    ] = False,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Draw tables, plots and the HTML page from the records."""
     from seqbench.suite import runner
 
@@ -181,9 +184,17 @@ def report(
             f"report: no records in {results}/; run a grid first (seqbench run quickstart) "
             "or name the folder with --results"
         )
+    if check:
+        from seqbench.suite.report import check as stale
+
+        found = stale(results)
+        for line in found:
+            print(line)
+        return 1 if found else 0
     cells = runner.grid_cells(grid, scale="cpu", seeds=None) if grid else None
     runner.check_writable(results)
     _report(results, grid, cells, as_json)
+    return 0
 
 
 @bench_app.command("overhead")
@@ -416,9 +427,13 @@ def _check_range(option: str, value: int | None, least: int) -> None:
 def _users_fault(error: Exception) -> bool:
     if isinstance(error, UserError):
         return True
-    # The errors of tasks, models and kernels; looked up late, since their modules import torch.
-    kinds = {"TaskError", "ModelError", "BackendRefused", "UnknownBackend"}
-    return any(c.__name__ in kinds for c in type(error).__mro__)
+    # Imported late: these modules import torch, and a UserError needs none of it.
+    from seqbench.kernels.dispatch import BackendRefused
+    from seqbench.models.base import ModelError
+    from seqbench.suite.bench.scan import GateClosed
+    from seqbench.tasks.base import TaskError
+
+    return isinstance(error, TaskError | ModelError | BackendRefused | GateClosed)
 
 
 def _fail(message: str, status: int) -> None:
