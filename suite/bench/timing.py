@@ -43,8 +43,8 @@ def interleave(
 ) -> dict[Key, Timing]:
     """Times everything in turn, round after round, so that a drift of the machine hits all alike.
 
-    Each is run once before. One that has used up its `seconds`, the run before included, sits the
-    remaining rounds out, but for one sample that everybody gets.
+    Each is run before, unmeasured. One that has used up its `seconds`, that run included, sits the
+    rest out once it has three samples, or one if a single run takes that long.
     """
     repeats: dict[Key, int] = {}
     spent: dict[Key, float] = {}
@@ -55,7 +55,8 @@ def interleave(
     samples: dict[Key, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, run in work.items():
-            if samples[name] and spent[name] >= seconds:
+            enough = 1 if samples[name] and samples[name][0] >= seconds else 3
+            if len(samples[name]) >= enough and spent[name] >= seconds:
                 continue
             samples[name].append(_time(run, repeats[name], device))
             spent[name] += samples[name][-1] * repeats[name]
