@@ -116,12 +116,13 @@ class Hyena(SequenceLayer):
         L = x.shape[1]
         seen = x if past is None else torch.cat([past.to(x.dtype), x], 1)
         with torch.autocast(x.device.type, enabled=False):
+            # D x[t] is one more tap at lag 0.
+            filter_DT = torch.cat([filter_DT[:, :1] + skip_D[:, None], filter_DT[:, 1:]], 1)
             wide = seen.to(filter_DT.dtype)
             if L == 1:
                 y = torch.einsum("btd,dt->bd", wide, filter_DT.flip(1))[:, None]
             else:
                 y = long_convolution(wide, filter_DT)[:, -L:]
-            y = torch.addcmul(y, wide[:, -L:], skip_D)
         return y.to(x.dtype), seen
 
 

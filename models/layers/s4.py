@@ -70,7 +70,7 @@ class S4(SequenceLayer):
                 y = self._convolve(x, self._readout(), None)[0]
             else:
                 y, state = self._in_chunks(x, state)
-            y = torch.addcmul(y, x, self.D).to(x_BLD.dtype)
+        y = y.to(x_BLD.dtype)
         return y if state is None else (y, state)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
@@ -135,6 +135,8 @@ class S4(SequenceLayer):
         far_DMI = self._powers(log_Abar, block * torch.arange(-(-L // block), device=x_BLD.device))
         rows_DIR = _rows((C * Bbar)[..., None].conj() * far_DMI.conj()).mT
         kernel_DL = (rows_DIR @ _rows(near_DMJ)).flatten(1)[:, :L]
+        # D x[t] is one more tap at lag 0: no pass of its own over (B, L, D).
+        kernel_DL = torch.cat([kernel_DL[:, :1] + self.D[:, None], kernel_DL[:, 1:]], 1)
         y_BLD = long_convolution(x_BLD, kernel_DL)
         if state is None:
             return y_BLD, x_BLD
