@@ -8,12 +8,12 @@ import json
 import lzma
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from seqbench.tasks.fetch import cache_folder
 from seqbench.tasks.streams import digest
 
 VERSION = 1  # raised when a baseline's figures change
@@ -31,27 +31,13 @@ def cached(*identity: object, compute: Callable[[], dict[str, float]]) -> dict[s
     """The baselines of that identity (data fingerprint, config): from memory, from disk, or new."""
     key = digest(VERSION, *identity)
     if key not in _memory:
-        file = cache_folder("baselines") / f"{key[:32]}.json"
+        file = cache_folder() / "baselines" / f"{key[:32]}.json"
         found = _read(file)
         if found is None:
             found = compute()
             _write(file, found)
         _memory[key] = found
     return dict(_memory[key])
-
-
-def cache_folder(name: str) -> Path:
-    """A folder of the user's cache; a temporary one where that cannot be written."""
-    import pooch
-
-    folder = Path(pooch.os_cache("seqbench")) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix=f"seqbench-{name}-"))
 
 
 def markov_bits(
@@ -177,12 +163,8 @@ def _read(file: Path) -> dict[str, float] | None:
 
 def _write(file: Path, values: dict[str, float]) -> None:
     """Whole or not at all; a cache that cannot be written is no error."""
-    with (
-        contextlib.suppress(OSError),
-        tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as temporary,
-    ):
-        temporary.write(json.dumps(values))
-        temporary.close()
-        os.replace(temporary.name, file)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(values), encoding="utf-8")
+        temporary.replace(file)

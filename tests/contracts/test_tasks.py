@@ -19,14 +19,14 @@ B = 4
 
 
 def test_the_tasks_are_found() -> None:
-    assert {"selective-copying", "induction-heads", "language", "dna"} <= set(TASKS)
+    assert {"selective-copying", "induction-heads", "language", "dna", "piano"} <= set(TASKS)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache; one folder serves the whole file."""
     folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv("SEQBENCH_DATA", str(folder))
 
 
 @pytest.fixture(params=TASKS)
@@ -174,7 +174,7 @@ def test_scales_name_real_fields_and_say_what_they_are(name: str) -> None:
         build_config(cls.Config, scale.task, f"{name} {label}")
         build_config(TrainConfig, scale.train, f"{name} {label}")
         assert {"d_model", "num_layers"} <= set(scale.model)
-        assert scale.note.startswith(f"{label} scale")
+        assert scale.note.endswith(".") and not scale.note.startswith(label)  # tables say it
     assert "not the paper's" in cls.scales["cpu"].note
     assert set(cls.difficulty) <= set(cls.config_fields())
 

@@ -79,9 +79,9 @@ def test_a_large_corpus_is_sampled_evenly() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SEQBENCH_DATA", str(tmp_path))
     monkeypatch.setattr(baselines, "_memory", {})
-    return tmp_path / "seqbench" / "baselines"
+    return tmp_path / "baselines"
 
 
 def test_the_cache_spares_the_work(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +115,6 @@ def test_a_damaged_cache_is_worked_out_again(
 
 def test_no_cache_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("SEQBENCH_DATA", str(tmp_path / "file"))
     monkeypatch.setattr(baselines, "_memory", {})
     assert cached("print", compute=lambda: {"order-0": 1.5}) == {"order-0": 1.5}

@@ -1,5 +1,6 @@
 """DNA: reading FASTA and BED, splits that cannot meet, gaps that are never scored, clear errors."""
 
+import dataclasses
 import gzip
 import hashlib
 import os
@@ -13,13 +14,14 @@ import torch
 
 from seqbench.tasks.base import IGNORE, SPLITS, TaskError
 from seqbench.tasks.dna import LETTERS, SLICE, Dna, DnaConfig, _merged, _without
+from seqbench.tasks.fetch import fetch, registry, verify
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SEQBENCH_DATA", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -142,7 +144,7 @@ def test_nothing_is_written_beside_a_read_only_file(tmp_path: Path, own_cache: P
         assert os.listdir(folder) == ["a.fa"]
     finally:
         folder.chmod(stat.S_IRWXU)
-    (encoded,) = (own_cache / "seqbench" / "dna").iterdir()  # and no temporary folder is left
+    (encoded,) = (own_cache / "dna").iterdir()  # and no temporary folder is left
     assert sorted(p.name for p in encoded.iterdir()) == ["bases.u1", "gaps.npy", "records.json"]
 
 
@@ -187,17 +189,29 @@ def test_the_packaged_slice_is_the_one_its_readme_describes() -> None:
     ((name, (start, end)),) = task._genome.records.items()
     assert name == "20:40000001-44000000" and end - start == 4_000_000
     md5 = hashlib.md5(_bases(task, name).encode()).hexdigest()
-    readme = (SLICE.parent / "README.md").read_text(encoding="utf-8")
-    assert md5 in readme and hashlib.sha256(SLICE.read_bytes()).hexdigest() in readme
+    assert md5 in (fetch("chr20-slice") / "README.md").read_text(encoding="utf-8")
+    assert verify("chr20-slice").startswith("ok")
     assert task._genome.gaps == []
 
 
 def test_a_damaged_slice_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    damaged = tmp_path / "slice.fa.gz"
-    damaged.write_bytes(SLICE.read_bytes()[:-1] + b"x")
-    monkeypatch.setattr("seqbench.tasks.dna.SLICE", damaged)
-    with pytest.raises(TaskError, match="damaged"):
+    folder = fetch("chr20-slice")
+    for name in (SLICE, "checksums.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / SLICE).write_bytes(b"x" + (folder / SLICE).read_bytes()[1:])
+    damaged = dataclasses.replace(registry()["chr20-slice"], embedded=lambda: tmp_path)
+    monkeypatch.setattr("seqbench.tasks.fetch._embedded", lambda: [damaged])
+    with pytest.raises(TaskError, match="corrupt"):
         _task(None)
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SEQBENCH_DATA", str(tmp_path / "file"))
+    with pytest.raises(TaskError, match="set SEQBENCH_DATA"):
+        _task(_fasta(tmp_path / "a.fa", {"a": _random_dna(500)}))
 
 
 def test_markov_baselines_of_the_slice() -> None:
@@ -287,11 +301,6 @@ def test_a_config_that_cannot_be_is_refused(tmp_path: Path, config: Any, said: s
     with pytest.raises(TaskError) as error:
         _task(fasta, **{"length": 8, **config})
     assert said in str(error.value) and "\n" not in str(error.value)
-
-
-def test_the_paper_scale_asks_for_a_genome() -> None:
-    with pytest.raises(TaskError, match=r"task\.fasta is not set"):
-        Dna(DnaConfig(fasta="")).prepare()
 
 
 def test_intervals_less_intervals_is_what_sets_say() -> None:
