@@ -1,7 +1,9 @@
 """The folder mapping: our bare folders never shadow somebody's installed package of the same name."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,26 @@ def test_the_arrows_of_dependence_run_one_way(folder: str, forbidden: tuple[str,
         text = file.read_text(encoding="utf-8")
         for other in forbidden:
             assert f"seqbench.{other}" not in text, f"{file} imports from seqbench.{other}"
+
+
+def test_a_wheel_carries_every_source_and_data_file(tmp_path: Path) -> None:
+    """Built from a copy, so that the build leaves nothing in the checkout."""
+    copy = tmp_path / "checkout"
+    left_out = shutil.ignore_patterns(".*", "results", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, copy],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        f"seqbench/{path.relative_to(copy).as_posix()}"
+        for folder in FOLDERS
+        for path in (copy / folder).rglob("*")
+        if path.is_file() and "build" not in path.relative_to(copy).parts
+    }
+    assert wanted - inside == set()
+    top = {name.split("/")[0] for name in inside}
+    assert all(name == "seqbench" or name.endswith(".dist-info") for name in top)
