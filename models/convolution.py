@@ -24,7 +24,7 @@ class _LongConvolution(torch.autograd.Function):
         H_DF = torch.fft.rfft(filter_DT, n=size)
         ctx.save_for_backward(X_BDF, H_DF)
         ctx.size, ctx.lengths = size, (L, filter_DT.shape[1])
-        return torch.fft.irfft(X_BDF * H_DF, n=size)[..., :L].transpose(1, 2)
+        return torch.fft.irfft(X_BDF * H_DF, n=size)[..., :L].transpose(1, 2).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -38,7 +38,7 @@ class _LongConvolution(torch.autograd.Function):
             grad_filter = torch.fft.irfft(spectrum_DF, n=ctx.size)[..., :T]
         if ctx.needs_input_grad[0]:
             back = torch.fft.irfft(G_BDF.mul_(H_DF.conj()), n=ctx.size)
-            grad_x = back[..., :L].transpose(1, 2)
+            grad_x = back[..., :L].transpose(1, 2).contiguous()
         return grad_x, grad_filter
 
 
