@@ -150,7 +150,8 @@ def describe(name: str) -> dict[str, Any]:
     size = dataset.bytes
     if dataset.embedded is not None:
         here = "embedded"
-        size = sum(file.stat().st_size for file in dataset.path.glob("*") if file.is_file())
+        files = [dataset.path] if dataset.path.is_file() else dataset.path.glob("*")
+        size = sum(file.stat().st_size for file in files)
     elif dataset.path.exists():
         here = "yes"
     else:
@@ -363,11 +364,13 @@ def _verify_embedded(dataset: Dataset) -> str:
             return f"corrupt: {file} is missing; install the package again"
         if (found := _checksum(file, like="sha256:").partition(":")[2]) != checksum:
             return f"corrupt: {file}: expected sha256:{checksum}, found sha256:{found}"
-    return f"ok: sha256 of {len(expected)} embedded files as published"
+    return f"ok: sha256 as published, embedded files: {len(expected)}"
 
 
 def _embedded_checksums(dataset: Dataset) -> dict[Path, str]:
-    """File -> SHA-256: from checksums.json beside our own, else from the package's RECORD."""
+    """File -> SHA-256: our own, from checksums.json beside them, or from the package's RECORD."""
+    if dataset.checksum is not None:
+        return {dataset.path: dataset.checksum.removeprefix("sha256:")}
     listed = dataset.path / "checksums.json"
     if listed.exists():
         entries = json.loads(listed.read_text(encoding="utf-8"))
@@ -428,9 +431,10 @@ def _embedded() -> list[Dataset]:
         Dataset(
             name="chr20-slice",
             task="dna",
-            source="a slice of human chromosome 20, GRCh37; coordinates in its README",
+            source="4 Mbp of human chromosome 20, GRCh37; coordinates in its README",
             licence="public reference sequence",
-            embedded=lambda: data / "dna",
+            checksum="sha256:e2255e259dd8c6b3c046ea711ed22860c25fb698ea28869f0c44edb42b2e8942",
+            embedded=lambda: data / "dna" / "chr20_slice.fa.gz",
         ),
         Dataset(
             name="piano-rendered",

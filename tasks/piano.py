@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqbench.tasks.base import SPLITS, Batch, Scale, Split, Task, TaskError
+from seqbench.tasks.baselines import cached, markov_bits
 from seqbench.tasks.fetch import cache_folder, fetch, new_folder
 from seqbench.tasks.streams import Windows, digest, generator
 
@@ -34,10 +35,11 @@ VERSION = 1  # raised when decoding, splitting or encoding changes
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 TAPS = 32  # of the linear prediction
 PRIOR = 16.0  # weight in samples of the zero-order frequencies in a row of a frequency table
-BLOCK = 992  # samples that the baselines take at once, after TAPS that they know
-FIT_SAMPLES = 2**21  # of train, at most, that they are fitted on
-SCORE_SAMPLES = 2**20  # of test, at most, that they are scored on
-TAP_BLOCKS = 256  # of train that the weights of the linear prediction are fitted on
+BLOCK = 992  # samples that it predicts at once, after TAPS that it knows
+FIT_SAMPLES = 2**21  # of train, at most, that its frequencies are counted on
+SCORE_SAMPLES = 2**20  # of test, at most, that it is scored on
+TAP_BLOCKS = 256  # of train that its weights are fitted on
+MARKOV_ORDERS = 2
 
 Codes = NDArray[np.uint8]
 
@@ -161,26 +163,29 @@ class Piano(Task):
         return float(np.log2(LEVELS))
 
     def baselines(self) -> dict[str, float]:
-        """Bits per sample of frequency tables fitted on train, given less and more of the past.
+        """Bits per sample of order-0 to order-2 Markov models and of a linear prediction."""
+        return cached(VERSION, self._fingerprint, compute=self._baselines)
 
-        None from recordings all shorter than a block of theirs, a sixteenth of a second.
-        """
-        if self._fingerprint not in _baselines:
-            fit = self._sample("train", FIT_SAMPLES)
-            score = self._sample("test", SCORE_SAMPLES)
-            if not len(fit) or not len(score):
-                return {}
+    def _baselines(self) -> dict[str, float]:
+        blocks = {
+            split: [self._codes[slice(*c.region)] for c in self._clips if c.split == split]
+            for split in SPLITS
+        }
+        found = markov_bits(
+            blocks["train"],
+            blocks["validation"],
+            blocks["test"],
+            orders=MARKOV_ORDERS,
+            vocab_size=LEVELS,
+        )
+        fit, score = self._sample("train", FIT_SAMPLES), self._sample("test", SCORE_SAMPLES)
+        if len(fit) and len(score):  # recordings of a sixteenth of a second and more
             taps = _linear_taps(fit[:TAP_BLOCKS])
-            contexts: dict[str, Callable[[Codes], Codes]] = {
-                "order-0": lambda codes: np.zeros_like(codes[:, TAPS:]),  # nothing
-                "order-1": lambda codes: codes[:, TAPS - 1 : -1],  # the sample before
-                f"linear-{TAPS}": lambda codes: _predicted(codes, taps),  # a prediction's code
-            }
-            _baselines[self._fingerprint] = {
-                name: _table_bits((context(fit), fit[:, TAPS:]), (context(score), score[:, TAPS:]))
-                for name, context in contexts.items()
-            }
-        return dict(_baselines[self._fingerprint])
+            # How often each code came after each code of the prediction.
+            found[f"linear-{TAPS}"] = _table_bits(
+                (_predicted(fit, taps), fit[:, TAPS:]), (_predicted(score, taps), score[:, TAPS:])
+            )
+        return found
 
     def _sample(self, split: Split, samples: int) -> Codes:
         """Blocks (B, TAPS + BLOCK) from all over a split, about so many samples in all."""
@@ -405,9 +410,6 @@ def _table_bits(fit: tuple[Codes, Codes], score: tuple[Codes, Codes]) -> float:
 
 def _joined(contexts: Codes, targets: Codes) -> NDArray[np.int32]:
     return (contexts.astype(np.int32) * LEVELS + targets).ravel()
-
-
-_baselines: dict[str, dict[str, float]] = {}
 
 
 @contextmanager

