@@ -258,3 +258,12 @@ static void write_rows(const Rows& x, int64_t b, int64_t t, int64_t count, int64
   if (x.dtype == BFLOAT16) write_rows_as<BFLOAT16>(x, b, t, count, d, valid, in, stride);
   if (x.dtype == FLOAT16) write_rows_as<FLOAT16>(x, b, t, count, d, valid, in, stride);
 }
+
+// Asks for rows that will be read (or written, in full) soon; a wrong guess costs nothing.
+template <bool WRITE>
+INLINE void prefetch_rows(const Rows& x, int64_t b, int64_t t, int64_t count, int64_t d) {
+  if (!x.data) return;
+  const int64_t size = x.dtype == FLOAT32 ? 4 : 2;
+  const char* at = x.data + (b * x.batch_stride + t * x.time_stride + d) * size;
+  for (int64_t i = 0; i < count; i++) __builtin_prefetch(at + i * x.time_stride * size, WRITE, 3);
+}

@@ -56,20 +56,24 @@ struct Span {  // steps of a chunk between resets
 };
 
 struct Shape {
-  int64_t blocks, chunks, groups, segment;
+  int64_t blocks, chunks, groups, segment, parts;
   explicit Shape(const ScanArgs& a) {
     blocks = (a.width + BLOCK - 1) / BLOCK;
     chunks = (a.length + CHUNK - 1) / CHUNK;
-    // Enough tasks to share among many cores, and no more: every group adds a partial sum.
-    constexpr int64_t TASKS = 32, PARTIAL_FLOATS = 1 << 20;
-    groups = (TASKS + a.batch - 1) / a.batch;
+    // Enough groups to share among many cores, and no more: each adds a partial sum of dB and dC.
+    constexpr int64_t GROUPS = 32, PARTIAL_FLOATS = 1 << 20;
+    groups = (GROUPS + a.batch - 1) / a.batch;
     groups = groups < blocks ? groups : blocks;
     // Backward goes segment by segment so that the partial sums stay in the cache.
     segment = PARTIAL_FLOATS / (a.batch * groups * 2 * a.state) / CHUNK;
     segment = groups == 1 ? chunks : segment < 1 ? 1 : segment;
     segment = segment < chunks ? segment : chunks;
+    // A task takes as many groups as the threads leave it: neighbours share pages and lines.
+    parts = a.team.threads > 1 ? (2 * a.team.threads + a.batch - 1) / a.batch : 1;
+    parts = parts < groups ? parts : groups;
   }
   int64_t first_block(int64_t group) const { return blocks * group / groups; }
+  int64_t first_group(int64_t part) const { return groups * part / parts; }
 };
 
 // Per block of channels, states by rows of 16 channels: (blocks, state, 16), zero beyond the width.
@@ -85,7 +89,7 @@ struct Workspace {
   float *A, *B, *C;             // packed, A in units of log2
   float *carry, *dA, *dB, *dC;  // (batch, blocks, state, 16)
   float *dD, *dbias;            // (batch, blocks, 16)
-  float* partials;              // (batch, groups, segment steps, 2, state)
+  float* partials;              // (batch, groups, segment, CHUNK, 2 state)
   int64_t size = 0;
   Workspace(const ScanArgs& a, const Shape& s, bool backward) {
     const int64_t parameters = s.blocks * a.state * BLOCK, sums = backward ? a.batch : 0;
@@ -99,6 +103,9 @@ struct Workspace {
     dD = take(a, sums * s.blocks * BLOCK);
     dbias = take(a, sums * s.blocks * BLOCK);
     partials = take(a, s.groups > 1 ? sums * s.groups * s.segment * CHUNK * 2 * a.state : 0);
+  }
+  float* partial(const ScanArgs& a, const Shape& s, int64_t b, int64_t group, int64_t i) const {
+    return partials + ((b * s.groups + group) * s.segment + i) * CHUNK * 2 * a.state;
   }
   float* take(const ScanArgs& a, int64_t floats) {
     float* p = a.workspace + size;
@@ -185,6 +192,16 @@ INLINE void for_states(int64_t state, const F& f) {
   if (n < state) f(Count<1>(), n);
 }
 
+struct Place {
+  int64_t t, d;
+};
+
+// The rows of a block's chunk, which the recurrence of the one before leaves time to fetch.
+INLINE void prefetch(const ScanArgs& a, const Rows& x, int64_t b, Place at) {
+  if (at.t < 0) return;
+  prefetch_rows<false>(x, b, at.t, a.length - at.t < CHUNK ? a.length - at.t : CHUNK, at.d);
+}
+
 // ---- Forward
 
 // h and y of a span for K states and one vector of channels; the rows are 16 floats apart.
@@ -209,13 +226,14 @@ static void recur(const Span& span, const float* delta, const float* x, float* y
 
 template <bool SB, bool SC>
 static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
-                         int64_t group) {
+                         int64_t part) {
   alignas(64) float delta[CHUNK * BLOCK], u[CHUNK * BLOCK], y[CHUNK * BLOCK];
   alignas(64) float state[MAX_STATE * BLOCK];
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
   Span spans[CHUNK];
   const int64_t N = a.state, row_size = N * BLOCK;
-  const int64_t first = shape.first_block(group), last = shape.first_block(group + 1);
+  const int64_t first = shape.first_block(shape.first_group(part));
+  const int64_t last = shape.first_block(shape.first_group(part + 1));
   float* checkpoints = a.checkpoints + b * shape.chunks * shape.blocks * row_size;
   for (int64_t block = first; block < last; block++)
     read_state(a, a.initial, b, block, checkpoints + block * row_size);
@@ -241,6 +259,10 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
         store(u + i, ut * dt);
         store(y + i, ut * load(D + i % BLOCK));
       }
+
+      const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t + CHUNK, first * BLOCK};
+      for (const Rows* x : {&a.delta, &a.u, &a.z}) prefetch(a, *x, b, next);
+      prefetch_rows<true>(a.y, b, t, steps, d);
 
       const float* before = checkpoints + (chunk * shape.blocks + block) * row_size;
       const bool ends = chunk + 1 == shape.chunks;
@@ -376,16 +398,32 @@ static void reverse(const Span& span, Rows16& r, int lane, const float* A, Proje
   }
 }
 
+// The sums as `reverse` leaves them to a row of dB and one of dC for every step.
+void write_sums(const ScanArgs& a, const float* sums, int64_t b, int64_t t, int64_t steps) {
+  alignas(64) float dB[CHUNK * MAX_STATE + W], dC[CHUNK * MAX_STATE + W];
+  const int64_t N = a.state;
+  for (int64_t i = 0; i < steps; i++)
+    for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
+      constexpr int K = decltype(k)::value;
+      memcpy(dB + i * N + n, sums + (i * N + n) * 2, K * sizeof(float));
+      memcpy(dC + i * N + n, sums + (i * N + n) * 2 + K, K * sizeof(float));
+    });
+  if (a.dB.data) write_rows(a.dB, b, t, steps, 0, N, dB, N);
+  if (a.dC.data) write_rows(a.dC, b, t, steps, 0, N, dC, N);
+}
+
 template <bool SB, bool SC>
 static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
-                          int64_t group, int64_t first_chunk, int64_t last_chunk) {
+                          int64_t part, int64_t first_chunk, int64_t last_chunk) {
   Rows16 r;
   Tape tape;
-  alignas(64) float sums[CHUNK * 2 * MAX_STATE];
+  alignas(64) float sum_buffer[CHUNK * 2 * MAX_STATE];
+  float* sums = sum_buffer;
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
   Span spans[CHUNK];
   const int64_t N = a.state, row_size = N * BLOCK;
-  const int64_t first = shape.first_block(group), last = shape.first_block(group + 1);
+  const int64_t first_group = shape.first_group(part), last_group = shape.first_group(part + 1);
+  const int64_t first = shape.first_block(first_group), last = shape.first_block(last_group);
 
   if (last_chunk == shape.chunks)
     for (int64_t block = first; block < last; block++) {
@@ -403,8 +441,12 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
     const int64_t steps = a.length - t < CHUNK ? a.length - t : CHUNK;
     const int64_t count = spans_of(a, b, t, steps, spans);
     const Projection B(a.B, b, t, steps, N, B_buffer), C(a.C, b, t, steps, N, C_buffer);
-    if (SB || SC) memset(sums, 0, steps * 2 * N * sizeof(float));
+    int64_t group = first_group;
     for (int64_t block = first; block < last; block++) {
+      if ((SB || SC) && block == shape.first_block(group)) {
+        if (shape.groups > 1) sums = w.partial(a, shape, b, group, chunk - first_chunk);
+        memset(sums, 0, steps * 2 * N * sizeof(float));
+      }
       const int64_t d = block * BLOCK, valid = a.width - d < BLOCK ? a.width - d : BLOCK;
       const int64_t parameters = block * row_size;
       const int64_t at_sum = (b * shape.blocks + block) * row_size;
@@ -433,6 +475,10 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
           store(r.y + i, ut * load(D + i % BLOCK));
         }
       }
+
+      const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t - CHUNK, first * BLOCK};
+      for (const Rows* x : {&a.delta, &a.u, &a.dy, &a.z}) prefetch(a, *x, b, next);
+      for (const Rows* x : {&a.du, &a.ddelta, &a.dz}) prefetch_rows<true>(*x, b, t, steps, d);
 
       const float* before =
           a.checkpoints + ((b * shape.chunks + chunk) * shape.blocks + block) * row_size;
@@ -478,26 +524,10 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
       if (a.du.data) write_rows(a.du, b, t, steps, d, valid, r.dx, BLOCK);
       if (a.ddelta.data) write_rows(a.ddelta, b, t, steps, d, valid, r.ddelta, BLOCK);
       if (a.dz.data) write_rows(a.dz, b, t, steps, d, valid, r.y, BLOCK);
-    }
 
-    if (SB || SC) {  // one row of dB, one of dC
-      for (int64_t i = 0; i < steps; i++) {
-        float *dB = B_buffer + i * N, *dC = C_buffer + i * N;
-        if (shape.groups > 1) {
-          dB = w.partials + (((b * shape.groups + group) * shape.segment + chunk - first_chunk) *
-                                 CHUNK + i) * 2 * N;
-          dC = dB + N;
-        }
-        const float* from = sums + i * 2 * N;
-        for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
-          constexpr int K = decltype(k)::value;
-          memcpy(dB + n, from + 2 * n, K * sizeof(float));
-          memcpy(dC + n, from + 2 * n + K, K * sizeof(float));
-        });
-      }
-      if (shape.groups == 1) {
-        if (a.dB.data) write_rows(a.dB, b, t, steps, 0, N, B_buffer, N);
-        if (a.dC.data) write_rows(a.dC, b, t, steps, 0, N, C_buffer, N);
+      if (block + 1 == shape.first_block(group + 1)) {
+        if ((SB || SC) && shape.groups == 1) write_sums(a, sums, b, t, steps);
+        group++;
       }
     }
   }
@@ -506,21 +536,16 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
       write_state(a, w.carry + (b * shape.blocks + block) * row_size, b, block, a.dinitial);
 }
 
-// dB and dC of one chunk: the groups' partial sums, added in order.
+// dB and dC of one chunk: the groups' partial sums, added to the first's in order.
 void add_partials(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                   int64_t chunk, int64_t first_chunk) {
-  alignas(64) float sums[2 * MAX_STATE + BLOCK];
-  for (int64_t t = chunk * CHUNK; t < a.length && t < (chunk + 1) * CHUNK; t++) {
-    memset(sums, 0, sizeof sums);
-    for (int64_t group = 0; group < shape.groups; group++) {
-      const float* from =
-          w.partials + ((b * shape.groups + group) * shape.segment * CHUNK + t -
-                        first_chunk * CHUNK) * 2 * a.state;
-      for (int64_t i = 0; i < 2 * a.state; i++) sums[i] += from[i];
-    }
-    if (a.dB.data) write_rows(a.dB, b, t, 1, 0, a.state, sums, 0);
-    if (a.dC.data) write_rows(a.dC, b, t, 1, 0, a.state, sums + a.state, 0);
+  const int64_t t = chunk * CHUNK, steps = a.length - t < CHUNK ? a.length - t : CHUNK;
+  float* sums = w.partial(a, shape, b, 0, chunk - first_chunk);
+  for (int64_t group = 1; group < shape.groups; group++) {
+    const float* from = w.partial(a, shape, b, group, chunk - first_chunk);
+    for (int64_t i = 0; i < steps * 2 * a.state; i++) sums[i] += from[i];
   }
+  write_sums(a, sums, b, t, steps);
 }
 
 // (batch, blocks, rows, 16) sums to (width, rows), over the batch in order.
@@ -562,9 +587,9 @@ void scan_forward(const ScanArgs* args) {
   Workspace w(a, shape, false);
   w.pack_parameters(a);
   with_projections(a, [&](auto sb, auto sc) {
-    parallel_for(a.team, a.batch * shape.groups, [&](int64_t task) {
-      forward_task<decltype(sb)::value, decltype(sc)::value>(a, shape, w, task / shape.groups,
-                                                             task % shape.groups);
+    parallel_for(a.team, a.batch * shape.parts, [&](int64_t task) {
+      forward_task<decltype(sb)::value, decltype(sc)::value>(a, shape, w, task / shape.parts,
+                                                             task % shape.parts);
     });
   });
 }
@@ -577,9 +602,9 @@ void scan_backward(const ScanArgs* args) {
   for (int64_t last = shape.chunks; last > 0;) {
     const int64_t first = (last - 1) / shape.segment * shape.segment;
     with_projections(a, [&](auto sb, auto sc) {
-      parallel_for(a.team, a.batch * shape.groups, [&](int64_t task) {
+      parallel_for(a.team, a.batch * shape.parts, [&](int64_t task) {
         backward_task<decltype(sb)::value, decltype(sc)::value>(
-            a, shape, w, task / shape.groups, task % shape.groups, first, last);
+            a, shape, w, task / shape.parts, task % shape.parts, first, last);
       });
     });
     if (shape.groups > 1 && (a.dB.data || a.dC.data))
