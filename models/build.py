@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
@@ -129,6 +129,8 @@ class ModelInfo:
     summary: str
     complexity: str  # time to train on L tokens, time to decode one
     options: Mapping[str, Any]  # with their defaults
+    parameters: int  # at the size asked about
+    state_size: Mapping[int, int]  # length -> numbers carried per sequence when decoding, likewise
 
 
 def build_model(
@@ -223,9 +225,18 @@ def options_of(name: str) -> dict[str, Any]:
     return {**parts.options(), **parts.preset_options}
 
 
-def describe(name: str) -> ModelInfo:
-    """Block, layer, complexity and options of the model of that name."""
+def describe(
+    name: str,
+    *,
+    vocab_size: int = 256,
+    d_model: int = 64,
+    num_layers: int = 2,
+    lengths: Sequence[int] = (1024, 65536),
+) -> ModelInfo:
+    """Block, layer, complexity and options of the model of that name, and its cost at a size."""
     parts = _parts(name, None)
+    with torch.device("meta"):
+        model = build_model(name, vocab_size=vocab_size, d_model=d_model, num_layers=num_layers)
     return ModelInfo(
         name=name,
         block=parts.block_name,
@@ -233,6 +244,8 @@ def describe(name: str) -> ModelInfo:
         summary=PRESETS[name].summary if name in PRESETS else f"{parts.layer_name} in {name}",
         complexity=parts.layer.complexity,
         options=options_of(name),
+        parameters=model.num_parameters,
+        state_size={length: model.state_size(length) for length in lengths},
     )
 
 

@@ -13,7 +13,7 @@ from seqbench.models.base import SequenceLayer, State
 class LSTM(SequenceLayer):
     """One LSTM layer as wide as its input; the state is h and c, each (B, 1, D)."""
 
-    complexity = "O(L), one step after another; O(1)"
+    complexity = "O(L) in sequence, O(1)"
 
     def __init__(self, width: int, config: Any, *, d_model: int) -> None:
         super().__init__(width, config, d_model=d_model)

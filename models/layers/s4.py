@@ -67,11 +67,18 @@ class S4(SequenceLayer):
         with torch.autocast(x_BLD.device.type, enabled=False):  # the kernel needs float32
             x = x_BLD.to(self.log_dt.dtype)
             if state is None:
-                y = self._convolve(x, self._readout(), None)[0]
+                y = self._convolve(x, self.kernel(x.shape[1]))
             else:
                 y, state = self._in_chunks(x, state)
         y = y.to(x_BLD.dtype)
         return y if state is None else (y, state)
+
+    def kernel(self, length: int) -> Tensor:
+        """C Ā^l B̄ for l = 0 ... length - 1, as real numbers (D, L)."""
+        log_Abar, Bbar, C = self._readout()
+        near_DMJ, far_DMI = self._near_and_far(log_Abar, length)
+        rows_DIR = _rows((C * Bbar)[..., None].conj() * far_DMI.conj()).mT
+        return (rows_DIR @ _rows(near_DMJ)).flatten(1)[:, :length]
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
         real = self.log_dt.dtype
@@ -115,39 +122,39 @@ class S4(SequenceLayer):
         real = size * angle.cos().to(size.dtype)
         return torch.complex(real, size * angle.sin().to(size.dtype)) if self.complex else real
 
-    def _in_chunks(self, x_BLD: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        readout, ys = self._readout(), []
-        for x in x_BLD.split(CHUNK, 1):
-            y, state = self._convolve(x, readout, state)
-            ys.append(y)
-        return (torch.cat(ys, 1) if ys else x_BLD), state
+    def _near_and_far(self, log_Abar: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Ā^j and Ā^(block i), (D, M, J) and (D, M, I), with l = block i + j.
 
-    def _convolve(
-        self, x_BLD: Tensor, readout: tuple[Tensor, Tensor, Tensor], state: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The output from position 0 on, and the state after it (with a state given)."""
-        log_Abar, Bbar, C = readout
-        L = x_BLD.shape[1]
-        # Ā^l for l = block * i + j is a product of two powers: the kernel is a matrix product over
-        # the modes, with 2 sqrt(L) exponentials a mode instead of L.
-        block = math.isqrt(max(L - 1, 0)) + 1
-        near_DMJ = self._powers(log_Abar, torch.arange(block, device=x_BLD.device))
-        far_DMI = self._powers(log_Abar, block * torch.arange(-(-L // block), device=x_BLD.device))
-        rows_DIR = _rows((C * Bbar)[..., None].conj() * far_DMI.conj()).mT
-        kernel_DL = (rows_DIR @ _rows(near_DMJ)).flatten(1)[:, :L]
+        So a kernel is a matrix product, with 2 sqrt(L) exponentials a mode in place of L.
+        """
+        block = math.isqrt(max(length - 1, 0)) + 1
+        lag = torch.arange(block, device=log_Abar.device)
+        far = block * torch.arange(-(-length // block), device=log_Abar.device)
+        return self._powers(log_Abar, lag), self._powers(log_Abar, far)
+
+    def _convolve(self, x_BLD: Tensor, kernel_DL: Tensor) -> Tensor:
         # D x[t] is one more tap at lag 0: no pass of its own over (B, L, D).
-        kernel_DL = torch.cat([kernel_DL[:, :1] + self.D[:, None], kernel_DL[:, 1:]], 1)
-        y_BLD = long_convolution(x_BLD, kernel_DL)
-        if state is None:
-            return y_BLD, x_BLD
-        powers_DML = (far_DMI[..., None] * near_DMJ[:, :, None]).flatten(2)[..., :L]
-        Abar = self._powers(log_Abar, 1)
-        seen_DBR = _rows(((C * Abar) * state).conj().transpose(0, 1).mT).mT
-        y_BLD = y_BLD + (seen_DBR @ _rows(powers_DML)).permute(1, 2, 0)
-        added_DBR = x_BLD.permute(2, 0, 1) @ _rows(powers_DML.flip(-1)).mT
-        added_DBM = _from_rows(added_DBR, self.complex)
-        state = self._powers(log_Abar, L) * state + Bbar * added_DBM.transpose(0, 1)
-        return y_BLD, state
+        first, rest = kernel_DL.tensor_split([1], 1)
+        return long_convolution(x_BLD, torch.cat([first + self.D[:, None], rest], 1))
+
+    def _in_chunks(self, x_BLD: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        log_Abar, Bbar, C = self._readout()
+        kernel_DL = self.kernel(min(x_BLD.shape[1], CHUNK))
+        ys, powers_DML = [], None
+        for x in x_BLD.split(CHUNK, 1):
+            L = x.shape[1]
+            if powers_DML is None or powers_DML.shape[-1] != L:
+                near_DMJ, far_DMI = self._near_and_far(log_Abar, L)
+                powers_DML = (far_DMI[..., None] * near_DMJ[:, :, None]).flatten(2)[..., :L]
+            # What the state still gives out, C Ā^(l+1) h, and what it becomes.
+            Abar = self._powers(log_Abar, 1)
+            read_DBR = _rows(((C * Abar) * state).conj().transpose(0, 1).mT).mT
+            y = self._convolve(x, kernel_DL[:, :L])
+            ys.append(y + (read_DBR @ _rows(powers_DML)).permute(1, 2, 0))
+            added_DBR = x.permute(2, 0, 1) @ _rows(powers_DML.flip(-1)).mT
+            added_BDM = _from_rows(added_DBR, self.complex).transpose(0, 1)
+            state = self._powers(log_Abar, L) * state + Bbar * added_BDM
+        return torch.cat(ys, 1), state
 
 
 def _eigenvalues(config: S4Config) -> NDArray[Any]:

@@ -129,6 +129,11 @@ class S6(SequenceLayer):
     def state_size(self, length: int) -> int:
         return self.width * self.config.d_state
 
+    def dynamics(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Δ (B, L, D) as it acts; B and C, (B, L, M) or constant (D, M); A (D, M)."""
+        delta_BLD, B, C = self._select(x_BLD)
+        return F.softplus(delta_BLD + self.dt_bias), B, C, self._A()
+
     def _A(self) -> Tensor:
         decay = torch.exp(self.A_log)
         return torch.complex(-decay, self.A_imag) if self.complex else -decay

@@ -149,6 +149,9 @@ def test_descriptions_are_complete(name: str) -> None:
     assert "O(" in info.complexity
     assert info.block in block_names() and info.layer in layer_names()
     assert info.options == options_of(name)
+    assert info.parameters > 0
+    grows = info.state_size[65536] > info.state_size[1024]
+    assert grows == info.complexity.endswith("O(L)")
     torch.manual_seed(3)
     plain = build_model(name, vocab_size=VOCAB, d_model=16, num_layers=1)
     torch.manual_seed(3)
