@@ -52,13 +52,16 @@ def markov_bits(
     """Bits per test token of "order-0" (frequencies alone) to "order-`orders`".
 
     Counts of train; each order leans on the next shorter one by a Dirichlet prior whose weight is
-    chosen on validation. Every order scores the same tokens; `unscored` is never an answer.
+    chosen on validation. Every order scores the same tokens; `unscored` is never an answer. None if
+    a split has no stretch longer than `orders`.
     """
     fitted = _Grams(sample(train, FIT_TOKENS), orders, vocab_size, unscored)
     judged = [
         _Grams(sample(blocks, SCORE_TOKENS), orders, vocab_size, unscored)
         for blocks in (validation, test)
     ]
+    if not all(len(grams.last) for grams in (fitted, *judged)):
+        return {}
     answers = vocab_size - (unscored is not None)
     chances = [np.full(len(grams.last), 1 / answers) for grams in judged]
     bits = {}
@@ -119,9 +122,7 @@ class _Counts:
         self.vocab_size = vocab_size
         self.grams, self.seen = np.unique(codes, return_counts=True)
         self.contexts, first = np.unique(self.grams // vocab_size, return_index=True)
-        self.context_seen = (
-            np.add.reduceat(self.seen, first) if first.size else np.zeros(0, dtype=np.int64)
-        )
+        self.context_seen = np.add.reduceat(self.seen, first)
 
     def of(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How often the gram, and its context, was seen: for each code."""
@@ -136,8 +137,6 @@ _memory: dict[str, dict[str, float]] = {}
 
 
 def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    if not keys.size:
-        return np.zeros(len(wanted))
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, values[place], 0)
 

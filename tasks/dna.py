@@ -32,7 +32,7 @@ N = LETTERS.index("N")
 AMBIGUOUS = "RYSWKMBDHV"  # IUPAC codes, read as N
 MARKOV_ORDERS = 8
 CHUNK = 2**24  # bases encoded at once
-SLICE = "chr20_slice.fa.gz"  # of the data set chr20-slice
+SLICE = "chr20-slice"  # the data set that comes with the package
 BASENJI = "basenji-human"  # the data set of the split of Basenji, Enformer and HyenaDNA
 BED_SPLITS: dict[str, Split] = {
     "train": "train",
@@ -233,10 +233,8 @@ def _open(dataset: str, fasta: str | None) -> _Genome:
         path, where = Path(fasta).expanduser(), f"task.fasta={fasta!r}"
     else:
         path, where = fetch(dataset), f"task.dataset={dataset!r}"
-        if path.is_dir():
-            path /= SLICE
-            if not (said := verify(dataset)).startswith("ok"):
-                raise TaskError(f"{where}: {said}")
+        if dataset == SLICE and not (said := verify(dataset)).startswith("ok"):
+            raise TaskError(f"{where}: {said}")
     if not path.is_file():
         raise TaskError(f"{where}: no such file; give a FASTA file, plain or gzip")
     try:

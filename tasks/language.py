@@ -69,9 +69,8 @@ class Language(Task):
             },
         ),
         "paper": Scale(
-            note="the 125M model's depth, width, steps and rate of the improved "
-            "recipe, on a text of yours read as bytes; the paper's is the Pile in GPT-2 tokens, so "
-            "bits per byte compare and perplexities do not.",
+            note="the 125M model's depth, width, steps and rate of the improved recipe, on a text "
+            "of yours read as bytes; the paper's is the Pile in GPT-2 tokens.",
             task={"path": "", "length": 2048},
             model={"d_model": 768, "num_layers": 24},
             train={

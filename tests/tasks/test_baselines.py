@@ -63,6 +63,14 @@ def test_blocks_do_not_leak_into_each_other() -> None:
     assert bits["order-1"] > 5  # 0 after 1 never happens inside a block
 
 
+@pytest.mark.parametrize("short", range(3))
+def test_a_split_too_short_gives_no_figures(short: int) -> None:
+    splits = [[RNG.integers(0, 4, 100).astype(np.uint8)] for _ in range(3)]
+    splits[short] = [np.zeros(2, dtype=np.uint8)] * 9
+    assert markov_bits(*splits, orders=2, vocab_size=4) == {}
+    assert len(markov_bits(*splits, orders=1, vocab_size=4)) == 2
+
+
 def test_compressors_see_the_bytes() -> None:
     noise = RNG.integers(0, 256, 20_000).astype(np.uint8)
     assert 8.0 <= compressed_bits([noise])["gzip"] < 8.1

@@ -189,17 +189,15 @@ def test_the_packaged_slice_is_the_one_its_readme_describes() -> None:
     ((name, (start, end)),) = task._genome.records.items()
     assert name == "20:40000001-44000000" and end - start == 4_000_000
     md5 = hashlib.md5(_bases(task, name).encode()).hexdigest()
-    assert md5 in (fetch("chr20-slice") / "README.md").read_text(encoding="utf-8")
-    assert verify("chr20-slice").startswith("ok")
+    assert md5 in (fetch(SLICE).parent / "README.md").read_text(encoding="utf-8")
+    assert verify(SLICE).startswith("ok")
     assert task._genome.gaps == []
 
 
 def test_a_damaged_slice_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = fetch("chr20-slice")
-    for name in (SLICE, "checksums.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    (tmp_path / SLICE).write_bytes(b"x" + (folder / SLICE).read_bytes()[1:])
-    damaged = dataclasses.replace(registry()["chr20-slice"], embedded=lambda: tmp_path)
+    file = tmp_path / "slice.fa.gz"
+    file.write_bytes(b"x" + fetch(SLICE).read_bytes()[1:])
+    damaged = dataclasses.replace(registry()[SLICE], embedded=lambda: file)
     monkeypatch.setattr("seqbench.tasks.fetch._embedded", lambda: [damaged])
     with pytest.raises(TaskError, match="corrupt"):
         _task(None)
