@@ -311,7 +311,7 @@ def _run(
     scores = test(task)
     variants = {label: test(variant) for label, variant in task.test_variants().items()}
     memory = peak_memory(device)
-    length = task.batch("train", 0, 1).inputs.shape[1]
+    length = task.batch("validation", 0, 1).inputs.shape[1]
     checkpoint.write(
         saved,
         {f"model/{k}": v for k, v in model.state_dict().items()},
