@@ -16,7 +16,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seqbench.models.base import ModelError
-from seqbench.models.build import build_model, options_of
+from seqbench.models.build import build_model, match_parameters, options_of
 from seqbench.suite.discovery import task_class, unknown
 from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
 from seqbench.tasks.base import Task
@@ -80,6 +80,8 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     _check_train(train)
     task_config = _plain(asdict(config))
     task = prepared_task(request.task, task_config)
+    if request.same_size_as is not None and "model.d_model" not in dict(assignments):
+        values["model"] |= _matched_width(request, task.vocab_size, values["model"])
     check_model(request.model, task.vocab_size, values["model"])
     changed = sorted({*request.settings, *(path for path, _ in assignments)})
     return Cell(
@@ -104,6 +106,28 @@ def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
         raise
     except TypeError as error:
         raise UserError(f"model {name!r} with {dict(config)}: {error}") from error
+
+
+def _matched_width(request: Request, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The width, a multiple of 8, that brings the model nearest to the size of `same_size_as`."""
+    if request.model == request.same_size_as:
+        return {}
+    depth = config["num_layers"]
+    with torch.device("meta"):
+        other = build_model(
+            str(request.same_size_as),
+            vocab_size=vocab_size,
+            d_model=config["d_model"],
+            num_layers=depth,
+        )
+    width = match_parameters(
+        request.model,
+        parameters=other.num_parameters,
+        vocab_size=vocab_size,
+        num_layers=depth,
+        multiple_of=8,
+    )
+    return {"d_model": width}
 
 
 def _check_train(train: TrainConfig) -> None:

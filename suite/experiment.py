@@ -85,3 +85,4 @@ class Request:
     model: str
     scale: str = "cpu"
     settings: Mapping[str, Any] = field(default_factory=dict)  # "train.steps" -> 500
+    same_size_as: str | None = None  # a model whose parameter count the width is chosen to match

@@ -81,7 +81,7 @@ class Dna(Task):
             task={"length": 256},
             model={"d_model": 64, "num_layers": 2},
             train={
-                "steps": 300,
+                "steps": 500,
                 "batch_size": 32,
                 "lr": 4e-3,
                 "warmup_steps": 20,

@@ -15,5 +15,9 @@ MODELS = ("mamba", "s4", "transformer")
 
 
 def requests(scale: str) -> list[Request]:
-    """Every task with every model, at the task's own scale."""
-    return [Request(task=task, model=model, scale=scale) for task in TASKS for model in MODELS]
+    """Every task with every model, at the task's own scale and near-equal parameter counts."""
+    return [
+        Request(task=task, model=model, scale=scale, same_size_as="mamba")
+        for task in TASKS
+        for model in MODELS
+    ]
