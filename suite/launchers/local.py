@@ -211,7 +211,7 @@ class _Launch:
             match event["event"]:
                 case "recorded" | "busy" | "paused" as ended:
                     one.cell = None
-                    return ended  # type: ignore[no-any-return]
+                    return ended
                 case "storage":
                     raise StorageError(event["message"])
                 case "running":
