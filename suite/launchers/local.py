@@ -216,8 +216,7 @@ class _Launch:
                     raise StorageError(event["message"])
                 case "running":
                     one.since = time.monotonic()
-                case _:
-                    self.on_event(one.index, cell, event)
+            self.on_event(one.index, cell, event)
         return "died"
 
     def _enforce_limits(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from seqbench.suite import checkpoint, training
-from seqbench.suite.configuration import prepared_task, resolve
+from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Cell, Request, UserError
 from seqbench.suite.records import Record, StorageError
 from seqbench.suite.training import run_cell
@@ -117,9 +117,8 @@ def test_pieces_of_several_epochs_of_a_finite_task_give_the_curve_of_the_whole(
     settings = {k: v for k, v in SETTINGS.items() if k.startswith(("train", "model"))}
     settings |= {"task.path": str(text), "task.length": 128, "train.steps": 40}
     one = resolve(Request(task="language", model="mamba", settings=settings), seed=0)
-    batches = prepared_task(one.task, one.task_config).num_batches("train", one.train.batch_size)
-    assert batches is not None and one.train.steps >= 3 * batches
     whole = run(one, tmp_path / "whole")
+    assert whole.curve[-1].tokens > 5 * text.stat().st_size
     for steps in (7, 13, 2):
         assert run_cell(one, tmp_path, device="cpu", stop_after=steps) is None
     assert timeless(run(one, tmp_path)) == timeless(whole)
