@@ -29,12 +29,12 @@ def convolve(
     taps = weight_DK.shape[1]
     if initial_state is None:
         initial_state = x_BLD.new_zeros(batch, taps - 1, width)
-    inputs = torch.cat([initial_state, x_BLD], 1)
-    y = torch.zeros_like(x_BLD, dtype=weight_DK.dtype)
+    inputs = torch.cat([initial_state, x_BLD], 1).to(weight_DK.dtype)
+    y = torch.zeros_like(inputs[:, :length])
     for k in range(taps):
-        y = y + inputs[:, k : k + length].to(weight_DK.dtype) * weight_DK[:, k]
+        y = y + inputs[:, k : k + length] * weight_DK[:, k]
     if bias_D is not None:
         y = y + bias_D
     if activation == "silu":
         y = F.silu(y)
-    return y.to(x_BLD.dtype), inputs[:, length:]
+    return y.to(x_BLD.dtype), inputs[:, length:].to(x_BLD.dtype)
