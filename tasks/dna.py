@@ -33,6 +33,7 @@ AMBIGUOUS = "RYSWKMBDHV"  # IUPAC codes, read as N
 MARKOV_ORDERS = 8
 CHUNK = 2**24  # bases encoded at once
 SLICE = "chr20-slice"  # the data set that comes with the package
+EMBEDDED = (SLICE, "apes-sample")  # checked whenever they are opened
 BASENJI = "basenji-human"  # the data set of the split of Basenji, Enformer and HyenaDNA
 BED_SPLITS: dict[str, Split] = {
     "train": "train",
@@ -127,7 +128,7 @@ class Dna(Task):
                 f"task.warmup_from={c.warmup_from}: a length below task.length={c.length}: give 1 "
                 f"to {c.length - 1}, or none"
             )
-        self._genome = _open(c.dataset, c.fasta)
+        self._genome = open_genome(c.dataset, c.fasta)
         self._segments = self._split()
         self._regions = _disjoint(self._segments)
         if c.sampling == "segments" and any(
@@ -252,7 +253,7 @@ class _Segments(Windows):
     as the paper's and HyenaDNA's do. Windows beyond a record's ends, or of N alone, are left out.
     """
 
-    def __init__(self, segments: Intervals, genome: _Genome, length: int) -> None:
+    def __init__(self, segments: Intervals, genome: Genome, length: int) -> None:
         super().__init__([], length)
         starts: list[int] = []
         for start, end in segments:
@@ -288,7 +289,7 @@ class _Segments(Windows):
 
 
 @dataclass(frozen=True, eq=False)
-class _Genome:
+class Genome:
     """All records of a FASTA file as one array of ids, memory-mapped from the cache."""
 
     where: str  # for messages
@@ -308,6 +309,11 @@ class _Genome:
             )
         return self.records[name]
 
+    def without(self, interval: tuple[int, int], gaps: Intervals) -> Intervals:
+        """What is left of an interval without some of the gaps."""
+        low, high = interval
+        return _without([interval], [(s, e) for s, e in gaps if s < high and e > low])
+
     def around(self, place: int) -> tuple[int, int]:
         """The interval of the record that holds a base."""
         return next((s, e) for s, e in self.records.values() if s <= place < e)
@@ -323,12 +329,13 @@ class _Genome:
         return regions
 
 
-def _open(dataset: str, fasta: str | None) -> _Genome:
+def open_genome(dataset: str, fasta: str | None, where: str | None = None) -> Genome:
+    """The bases of a data set, or of a FASTA file that was named at `where`; raises TaskError."""
     if fasta is not None:
-        path, where = Path(fasta).expanduser(), f"task.fasta={fasta!r}"
+        path, where = Path(fasta).expanduser(), where or f"task.fasta={fasta!r}"
     else:
         path, where = fetch(dataset), f"task.dataset={dataset!r}"
-        if dataset == SLICE and not (said := verify(dataset)).startswith("ok"):
+        if dataset in EMBEDDED and not (said := verify(dataset)).startswith("ok"):
             raise TaskError(f"{where}: {said}")
     if not path.is_file():
         raise TaskError(f"{where}: no such file; give a FASTA file, plain or gzip")
@@ -340,7 +347,7 @@ def _open(dataset: str, fasta: str | None) -> _Genome:
 
 
 @lru_cache(maxsize=4)
-def _encoded(path: Path, where: str, size: int, changed: int) -> _Genome:
+def _encoded(path: Path, where: str, size: int, changed: int) -> Genome:
     """The file's bases from the cache, encoded into it the first time."""
     with path.open("rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
@@ -350,7 +357,7 @@ def _encoded(path: Path, where: str, size: int, changed: int) -> _Genome:
             logging.getLogger("seqbench").info("dna: reading %s once, into %s", path, folder)
         _encode(path, where, folder)
     facts = json.loads((folder / "records.json").read_text(encoding="utf-8"))
-    return _Genome(
+    return Genome(
         where=where,
         bases=np.memmap(folder / "bases.u1", dtype=np.uint8, mode="r"),
         records={name: (start, end) for name, start, end in facts["records"]},
@@ -437,7 +444,7 @@ def _plain(path: Path, where: str, work: Path) -> Path:
     return unpacked
 
 
-def _read_bed(bed: str, genome: _Genome) -> dict[Split, Intervals]:
+def _read_bed(bed: str, genome: Genome) -> dict[Split, Intervals]:
     """The segments of a BED file with the split in its fourth column."""
     path = fetch(bed) if bed == BASENJI else Path(bed).expanduser()
     found: dict[Split, Intervals] = {split: [] for split in SPLITS}

@@ -476,6 +476,14 @@ def _embedded() -> list[Dataset]:
             embedded=lambda: data / "dna" / "chr20_slice.fa.gz",
         ),
         Dataset(
+            name="apes-sample",
+            task="species",
+            source="pieces of chromosome 22 of four great apes, aligned; provenance in its README",
+            licence="public reference sequences",
+            checksum="sha256:568d07309a0c058860632702290e9c46f85b5458e49d532d40ff874d67d2800e",
+            embedded=lambda: data / "species" / "apes.fa.gz",
+        ),
+        Dataset(
             name="piano-rendered",
             task="piano",
             source="rendered by scripts/render_piano.py; provenance in its README",
