@@ -527,6 +527,16 @@ def _downloads() -> list[Dataset]:
             ready="enwik8",
         ),
         Dataset(
+            name="wikitext-103",
+            task="language",
+            source="https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-raw-v1.zip",
+            licence="Wikipedia's (CC BY-SA 3.0)",
+            bytes=191_984_949,
+            checksum="sha256:91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+            unpack="zip",
+            ready="wikitext-103-raw",
+        ),
+        Dataset(
             name="hg38",
             task="dna",
             source=f"{_UCSC}/bigZips/hg38.fa.gz",
