@@ -50,6 +50,7 @@ class Entrant:
     expands: bool = False  # holds several (B, L, D, N) tensors at once
     loops: bool = False  # over time, in Python
     compiled: bool = False  # by torch.compile, once a size
+    launched: bool = False  # always from Python: it cannot be captured as a CUDA graph
     time_last: bool = False  # wants (B, D, L) contiguous in memory
     missing: str | None = None  # why it cannot be run here
     package: str | None = None  # the distribution it comes from
@@ -135,6 +136,7 @@ def entrants(device: torch.device) -> list[Entrant]:
             name="torch associative_scan",
             run=_associative_scan,
             expands=True,
+            launched=True,
             missing=_no_associative_scan(),
         ),
         scan(name="plain loop", run=_loop, expands=True, loops=True),
@@ -367,9 +369,10 @@ def _absent(package: str) -> str | None:
 
 
 def _cannot_compile(device: torch.device) -> str | None:
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        return "torch.compile needs a C++ compiler"
-    return None
+    if device.type == "cuda":
+        return "compiling it for each size takes longer than the whole bench"
+    found = any(map(shutil.which, ("g++", "clang++", "c++")))
+    return None if found else "torch.compile needs a C++ compiler"
 
 
 def _no_associative_scan() -> str | None:

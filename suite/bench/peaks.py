@@ -8,8 +8,9 @@ states in backward, as every one must that does not store (B, L, D, N):
   gradient needs it), two for the adjoint g = a g + C dy, one each for dC, dB and d(Δu), two for the
   gradient at the exponent, a h g, one each for dA and dΔ.
 
-What a whole channel shares (softplus, silu, the skip) is left out, 1/N of the rest; so are sums over
-lanes, checkpoints and parameters. Bytes: each sequence tensor is read or written once a direction.
+What a whole channel shares (softplus, silu, the skip) is left out, 1/N of the rest; so are sums
+over lanes, checkpoints and parameters. Bytes: each sequence tensor is read or written once a
+direction.
 On a CPU exp2 is made of the same multiply-adds, so their times add up; on a GPU a unit of its own
 computes it beside them, and the floor takes the exp2s alone. Time is the larger of computing and
 moving bytes.
@@ -82,7 +83,7 @@ def scan_floor(size: Size, dtype: torch.dtype, peaks: Peaks) -> Floor:
 
 
 def measure_peaks(device: torch.device) -> list[Peaks]:
-    """This machine's, for every instruction set it runs, the best first; empty without a compiler."""
+    """This machine's, for every instruction set, the best first; empty without a compiler."""
     if device.type == "cuda":
         from seqbench.suite.bench import peaks_cuda
 

@@ -6,7 +6,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,7 +22,6 @@ from seqbench.suite.bench.result import (
     Result,
     conditions,
     length_axis,
-    out_of_memory,
 )
 from seqbench.suite.bench.timing import (
     Timing,
@@ -30,6 +29,7 @@ from seqbench.suite.bench.timing import (
     free,
     interleave,
     peak_extra_memory,
+    reason,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ CUDA_SIZES = (
 
 YARDSTICK = "mambapy pscan"  # the peer that remarks and memory shares compare with
 
-# The paper's own milliseconds, read off its figure 8: forward, A100, batch 1, D 1024, N 16, bfloat16.
+# The paper's milliseconds, read off its figure 8: forward, A100, batch 1, D 1024, N 16, bfloat16.
 PAPER_LENGTHS = tuple(2**k for k in range(9, 20))
 PAPER_MS: dict[str, tuple[float, ...]] = {
     "scan": (0.040, 0.060, 0.110, 0.226, 0.445, 1.07, 2.11, 4.25, 8.50, 17.1, 34.6),
@@ -89,7 +89,7 @@ class Row:
     size: Size
     dtype: str = "float32"  # of the sequences
     error: float | None = None  # the largest at this size; None: judged at _GATE only
-    forward: Timing | None = None  # without gradients
+    forward: Timing | None = None  # without gradients; None: did not run
     both: Timing | None = None  # forward and backward
     extra_memory: int | None = None  # peak bytes of forward + backward, beside tensors in and out
     compile_seconds: float | None = None
@@ -162,23 +162,13 @@ class ScanBench(Result):
                 table.add_row(first, f"{label}: not run, {row.not_run}", style="dim")
                 continue
             ratios = self._ratios(row)
-            digits = 2 if row.ours else 1
-
-            def cells(
-                timing: Timing | None, ratio: float | None, digits: int = digits
-            ) -> tuple[str, str]:
-                if timing is None:
-                    return "out of memory", ""
-                text = "" if ratio is None else f"{ratio:.{digits}f}"
-                return f"{timing.median * 1e3:.2f}", text
-
             share, fraction = ratios["extra_memory_of_yardstick"], ratios["of_floor"]
             percents = (None if fraction is None else fraction[k] for k in ("forward", "both"))
             table.add_row(
                 first,
                 label,
-                *cells(row.forward, ratios["forward"]),
-                *cells(row.both, ratios["both"]),
+                *_timed(row, row.forward, ratios["forward"]),
+                *_timed(row, row.both, ratios["both"]),
                 "" if fraction is None else ", ".join(map(_percent, percents)),
                 "" if row.extra_memory is None else f"{row.extra_memory / 2**20:.1f}",
                 "" if share is None else f"{100 * share:.1f} %",
@@ -377,13 +367,8 @@ def bench_scan(
         memory_sizes = sizes if cuda else (HEADLINE,)
     present = entrants(place)
     with conditions(place, threads, [e.package for e in present if e.package]) as facts:
-        gate = {}
-        for entrant in present:
-            # What is compiled for each size is judged at each size, and has been judged uncompiled.
-            if entrant.missing is None and not entrant.compiled:
-                progress(f"checking {entrant.name} at {_GATE}")
-                for dtype in entrant.dtypes:
-                    gate[f"{entrant.name} {_short(dtype)}"] = _judge(entrant, _GATE, place, dtype)
+        gate = dict[str, float]()
+        present = [_at_the_gate(entrant, place, gate, progress) for entrant in present]
         progress("measuring what this machine can do at most")
         peaks = measure_peaks(place)
         rows: list[Row] = []
@@ -398,6 +383,29 @@ def bench_scan(
         headline=CUDA_HEADLINE if cuda else HEADLINE,
         environment=facts,
     )
+
+
+def _at_the_gate(
+    entrant: Entrant,
+    device: torch.device,
+    gate: dict[str, float],
+    progress: Callable[[str], None],
+) -> Entrant:
+    """The entrant, its errors put into `gate`; a peer that cannot run here is marked so."""
+    # What is compiled for each size is judged at each size, and has been judged uncompiled.
+    if entrant.missing or entrant.compiled:
+        return entrant
+    progress(f"checking {entrant.name} at {_GATE}")
+    try:
+        for dtype in entrant.dtypes:
+            gate[f"{entrant.name} {_short(dtype)}"] = _judge(entrant, _GATE, device, dtype)
+    except GateClosed:
+        raise
+    except Exception as error:
+        if entrant.ours:
+            raise
+        return replace(entrant, missing=reason(error))
+    return entrant
 
 
 def _at_size(
@@ -419,13 +427,13 @@ def _at_size(
     for entrant, dtype in sorted(todo, key=lambda pair: pair[1] != torch.float32):
         if entrant.computes == "scan" and (entrant.ours or not _is_large(size)):
             progress(f"checking {entrant.name} at {size}")
+            began = time.perf_counter()
             try:
-                began = time.perf_counter()
                 errors[entrant.name, dtype] = _judge(entrant, size, device, dtype)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if entrant.ours or isinstance(error, GateClosed):
                     raise
-                free(device)
+                free(device)  # its timing says why
             if entrant.compiled:
                 compiling[entrant.name, dtype] = time.perf_counter() - began
     _exact.cache_clear()
@@ -439,11 +447,21 @@ def _at_size(
         work[entrant.name, dtype, "both"] = _both(entrant, inputs)
         if entrant.compiled:
             began = time.perf_counter()
-            work[entrant.name, dtype, "forward"](), work[entrant.name, dtype, "both"]()
+            for measure in ("forward", "both"):
+                work[entrant.name, dtype, measure]()
             compiling.setdefault((entrant.name, dtype), 0.0)
             compiling[entrant.name, dtype] += time.perf_counter() - began
-    timings = interleave(work, device, rounds=rounds, seconds=_SECONDS[device.type])
-    work.clear(), drawn.clear()
+    failures: dict[tuple[str, torch.dtype, str], str] = {}
+    timings = interleave(
+        work,
+        device,
+        rounds=rounds,
+        seconds=_SECONDS[device.type],
+        launched={key for key in work if key[0] in {e.name for e in present if e.launched}},
+        failures=failures,
+    )
+    work.clear()
+    drawn.clear()
     for entrant, dtype in todo:
         if both := timings.get((entrant.name, dtype, "both")):
             slow[entrant.name] = (size, both.median)
@@ -465,8 +483,7 @@ def _at_size(
             both=timings.get((entrant.name, dtype, "both")),
             extra_memory=memory.get((entrant.name, dtype)),
             compile_seconds=compiling.get((entrant.name, dtype)),
-            not_run=reasons[entrant.name]
-            or (None if (entrant.name, dtype, "both") in timings else "out of memory"),
+            not_run=reasons[entrant.name] or failures.get((entrant.name, dtype, "both")),
         )
         for entrant in present
         for dtype in entrant.dtypes
@@ -477,7 +494,7 @@ def _with_floor(row: Row, peaks: Sequence[Peaks]) -> Row:
     if not (row.ours and row.forward and peaks):
         return row
     floor = scan_floor(row.size, getattr(torch, row.dtype), peaks[0])
-    return Row(**{**row.__dict__, "floor": floor})
+    return replace(row, floor=floor)
 
 
 def _forward(entrant: Entrant, inputs: dict[str, Tensor]) -> Callable[[], object]:
@@ -594,6 +611,14 @@ def _too_much(
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _timed(row: Row, timing: Timing | None, ratio: float | None) -> tuple[str, str]:
+    """Milliseconds and ratio, as cells."""
+    if timing is None:
+        return str(row.not_run), ""
+    text = "" if ratio is None else f"{ratio:.{2 if row.ours else 1}f}"
+    return f"{timing.median * 1e3:.2f}", text
 
 
 def _percent(x: float | None) -> str:

@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +47,15 @@ def interleave(
     *,
     rounds: int = 9,
     seconds: float = 3.0,
+    launched: Container[Key] = (),
+    failures: dict[Key, str] | None = None,
 ) -> dict[Key, Timing]:
     """Times everything in turn, round after round, so that a drift of the machine hits all alike.
 
     Each is run before, unmeasured. One that has used up its `seconds`, that run included, sits the
     rest out once it has three samples, or one if a single run takes that long; one that takes five
-    times that runs once in all. What runs out of memory is missing from the answer.
+    times that runs once in all. What is `launched` is never captured. What fails is missing from
+    the answer, with its reason in `failures`; without that dict only running out of memory may.
     """
     repeats: dict[Key, int] = {}
     spent: dict[Key, float] = {}
@@ -63,14 +66,15 @@ def interleave(
             spent[name] = _time(run, 1, device)
             again = spent[name] if spent[name] > seconds / 3 else _time(run, 1, device)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
+            _note(name, error, failures)
             del able[name]
             free(device)
             continue
-        if device.type == "cuda" and again < _CAPTURED_BELOW and (replay := _capture(run)):
-            able[name], again = replay, _time(replay, 1, device)
-            captured.add(name)
+        if device.type == "cuda" and again < _CAPTURED_BELOW and name not in launched:
+            replay = capture(run)
+            if replay is not None:
+                able[name], again = replay, _time(replay, 1, device)
+                captured.add(name)
         repeats[name] = max(1, math.ceil(_SAMPLE_SECONDS / max(again, 1e-9)))
     # Where a run takes this long its first is as good as any.
     samples: dict[Key, list[float]] = {
@@ -79,14 +83,13 @@ def interleave(
     for _ in range(rounds):
         for name, run in able.items():
             enough = 1 if samples[name] and samples[name][0] >= seconds else 3
-            if len(samples[name]) >= enough and spent[name] >= seconds:
+            if (len(samples[name]) >= enough and spent[name] >= seconds) or spent[name] == math.inf:
                 continue
             try:
                 samples[name].append(_time(run, repeats[name], device))
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                spent[name] = math.inf
+                _note(name, error, failures)
+                spent[name], samples[name] = math.inf, []
                 free(device)
                 continue
             spent[name] += samples[name][-1] * repeats[name]
@@ -101,6 +104,14 @@ def interleave(
         for name, taken in samples.items()
         if taken
     }
+
+
+def reason(error: BaseException) -> str:
+    """Why something did not run, in one line."""
+    if out_of_memory(error):
+        return "out of memory"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"fails: {lines[0][:160]}"
 
 
 def free(device: torch.device) -> None:
@@ -157,6 +168,13 @@ def _measure(
     return max(0, peak_memory(device) - before - kept)
 
 
+def _note(name: Key, error: BaseException, failures: dict[Key, str] | None) -> None:
+    if failures is not None:
+        failures[name] = reason(error)
+    elif not out_of_memory(error):
+        raise error
+
+
 def _time(run: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Seconds of one run, over `repeats` in a row."""
     if device.type == "cuda":
@@ -174,7 +192,7 @@ def _time(run: Callable[[], object], repeats: int, device: torch.device) -> floa
     return (time.perf_counter() - began) / repeats
 
 
-def _capture(run: Callable[[], object]) -> Callable[[], object] | None:
+def capture(run: Callable[[], object]) -> Callable[[], object] | None:
     """The run as a CUDA graph, or None where something in it cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     try:
