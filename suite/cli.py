@@ -254,6 +254,27 @@ def bench_scan_command(
     )
 
 
+@bench_app.command("decode")
+def bench_decode_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Two batch sizes alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time decoding, Mamba beside a Transformer with a KV cache, batch 1 to 128."""
+    from seqbench.suite.bench import decode
+
+    _check_bench(results, device, threads)
+    done = decode.bench_decode(
+        batches=decode.QUICK if quick else decode.BATCHES,
+        device=device,
+        threads=threads,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
 def _check_bench(results: Path, device: str, threads: int | None) -> None:
     """Raises for what would only fail after minutes of timing."""
     from seqbench.suite import runner
