@@ -480,7 +480,8 @@ class _Session:
         warm = self.model(tokens[:, :32], self.model.initial_state(some))
         del warm
         runs = -(-batch // some)
-        answers, taken = [], []
+        answers: list[Tensor] = []
+        taken: list[float] = []
         for run in range(runs):
             if self.device.type == "cuda" or not taken:
                 self._wait()
