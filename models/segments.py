@@ -32,7 +32,7 @@ def segmented(
     if segment < 1:
         raise ValueError(f"segmented: segment={segment}; it must be 1 or more")
     B, L, _ = x_BLD.shape
-    if L <= segment:
+    if segment >= L:
         return module(x_BLD) if state is None else module(x_BLD, state)
     carried = module.initial_state(B, x_BLD.device, x_BLD.dtype) if state is None else state
     pieces = []

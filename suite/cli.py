@@ -275,6 +275,27 @@ def bench_decode_command(
     _show(done, results, as_json)
 
 
+@bench_app.command("memory")
+def bench_memory_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Two lengths alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the peak memory of a training step through one Mamba layer, whole and in pieces."""
+    from seqbench.suite.bench import memory
+
+    _check_bench(results, device, threads)
+    done = memory.bench_memory(
+        lengths=memory.QUICK if quick else memory.LENGTHS,
+        device=device,
+        threads=threads,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
 def _check_bench(results: Path, device: str, threads: int | None) -> None:
     """Raises for what would only fail after minutes of timing."""
     from seqbench.suite import runner

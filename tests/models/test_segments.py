@@ -30,7 +30,9 @@ def _gradients(block: CausalModule, outputs: Any, *inputs: Tensor) -> list[Tenso
     )
     assert isinstance(loss, Tensor)
     wanted = [*inputs, *block.parameters()]
-    return list(torch.autograd.grad(loss, wanted, materialize_grads=True))  # a block may have an MLP
+    return list(
+        torch.autograd.grad(loss, wanted, materialize_grads=True)
+    )  # a block may have an MLP
 
 
 @pytest.mark.parametrize("name", ["mamba", "h3", "s4", "s5", "gla", "transformer"])
