@@ -65,18 +65,20 @@ class MemoryBench(Result):
     parameters: int
     rows: list[Row]
 
+    def title(self) -> str:
+        """What the table shows."""
+        return (
+            f"Peak memory of one training step through one Mamba layer (D {WIDTH}, N {STATE}), "
+            f"batch 1, float32, pieces of {self.segment}, {self.machine()}"
+        )
+
     def table(self) -> Table:
         """For a terminal."""
         from rich.table import Table
 
-        title = (
-            f"Peak memory of one training step through one Mamba layer (D {WIDTH}, N {STATE}), "
-            f"batch 1, float32, pieces of {self.segment}, {self.machine()}"
-        )
-        table = Table(title=title, title_justify="left", box=None, header_style="bold")
+        table = Table(box=None, header_style="bold")
         for name in ("L", "", "peak MB", "process MB", "bytes a step", "seconds"):
             table.add_column(name, justify="left" if not name else "right")
-        table.caption, table.caption_justify = "\n".join(self.remarks()), "left"
         previous = None
         for row in self.rows:
             first = binary(row.length) if row.length != previous else ""
