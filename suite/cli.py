@@ -254,6 +254,31 @@ def bench_scan_command(
     )
 
 
+@bench_app.command("train")
+def bench_train_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Beside mambapy alone.")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="Also say which operators a Mamba step spends its time in.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Time training steps, Mamba beside mambapy and beside a Transformer over lengths."""
+    from seqbench.suite.bench import train
+
+    _check_bench(results, device, threads)
+    done = train.bench_train(
+        range_=() if quick else train.RANGE,
+        device=device,
+        threads=threads,
+        profile=profile,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
 @bench_app.command("decode")
 def bench_decode_command(
     results: Results = Path("results"),
@@ -268,6 +293,27 @@ def bench_decode_command(
     _check_bench(results, device, threads)
     done = decode.bench_decode(
         batches=decode.QUICK if quick else decode.BATCHES,
+        device=device,
+        threads=threads,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
+@bench_app.command("memory")
+def bench_memory_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Two lengths alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the peak memory of a training step through one Mamba layer, whole and in pieces."""
+    from seqbench.suite.bench import memory
+
+    _check_bench(results, device, threads)
+    done = memory.bench_memory(
+        lengths=memory.QUICK if quick else memory.LENGTHS,
         device=device,
         threads=threads,
         progress=_progress_lines(as_json),
@@ -300,7 +346,10 @@ def _show(done: Result, results: Path, as_json: bool) -> None:
     if as_json:
         print(done.to_json())
         return
+    out.print(done.title(), soft_wrap=True, style="bold")
     out.print(done.table())
+    for line in done.remarks():
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
     for path in paths:
         err.print(str(path))
 
