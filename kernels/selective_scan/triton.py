@@ -24,7 +24,7 @@ _INTERPRETED = triton.knobs.runtime.interpret
 
 # Steps unrolled together, by kernel: independent loads and exponentials to hide latency behind,
 # against registers. backward keeps two state tiles a step.
-_STEPS = {"forward": 8, "chunk_states": 8, "chunk_starts": 2, "chunk_adjoints": 8, "backward": 4}
+_STEPS = {"forward": 4, "chunk_states": 4, "chunk_starts": 2, "chunk_adjoints": 4, "backward": 2}
 _LANES = 32
 _NUMBERS = 16 * _LANES  # in a state tile
 _PROGRAMS_TO_FILL = 3  # a multiprocessor, below which the length is cut
@@ -90,10 +90,7 @@ def forward(
         if call.chunks > 1:
             starts, sums = call.chunk_buffers()
             call.run("chunk_states", ends=starts, sums=sums)
-            call.run(
-                "chunk_starts", ends=starts, sums=sums, edge=call.initial, edge_out=None,
-                REVERSE=False,
-            )  # fmt: skip
+            call.run("chunk_starts", ends=starts, sums=sums, edge=call.tensors["initial"], REVERSE=False)
         call.run(
             "forward",
             starts=starts,
@@ -156,10 +153,7 @@ def backward(
         if call.chunks > 1:
             ends, sums = call.chunk_buffers()
             call.run("chunk_adjoints", ends=ends, sums=sums)
-            call.run(
-                "chunk_starts", ends=ends, sums=sums, edge=call.tensors["dfinal"], edge_out=None,
-                REVERSE=True,
-            )  # fmt: skip
+            call.run("chunk_starts", ends=ends, sums=sums, edge=call.tensors["dfinal"], REVERSE=True)
         call.run(
             "backward",
             ends=ends,
@@ -218,7 +212,6 @@ class _Call:
         self.add(u=u, delta=delta, A=A, B=wide[0], C=wide[1], D=D, z=z)
         self.add(bias=delta_bias, initial=initial_state)
         self.add(reset=None if reset is None else reset.view(torch.uint8))
-        self.initial = self.tensors["initial"]
         self.options = {
             "SOFTPLUS": delta_softplus,
             "COMPLEX": self.complex,
@@ -227,16 +220,19 @@ class _Call:
         }
 
     def add(self, **tensors: Tensor | None) -> None:
-        """Sequences keep their strides but for the last; all else is made contiguous."""
+        """Sequences keep their strides but for the last, states become planes (N, D)."""
         for name, x in tensors.items():
-            sequence = name in ("u", "delta", "z", "dy", "B", "C")
-            if x is not None:
-                x = x.contiguous() if x.stride(-1) != 1 or x.ndim != 3 or not sequence else x
-                x = _numbers(x)
+            sequence = name in ("u", "delta", "z", "dy") or (name in ("B", "C") and x.ndim == 3)
+            if x is not None and sequence:
+                x = _numbers(x if x.stride(-1) == 1 else x.contiguous())
+            elif x is not None and name != "reset" and x.ndim > 1:
+                x = _planes(x)
+            elif x is not None:
+                x = x.contiguous()
             self.tensors[name] = x
-            if sequence:
-                self.strides[f"{name}_b"] = x.stride(0) if x is not None else 0
-                self.strides[f"{name}_l"] = x.stride(1) if x is not None else 0
+            if name in ("u", "delta", "z", "dy", "B", "C"):
+                self.strides[f"{name}_b"] = x.stride(0) if x is not None and sequence else 0
+                self.strides[f"{name}_l"] = x.stride(1) if x is not None and sequence else 0
 
     def tiles(self, states: int) -> tuple[int, ...]:
         """The shape of `states` states as kernels store them."""
@@ -273,7 +269,6 @@ class _Call:
             "width": self.width,
             "chunk": self.plan.chunk,
             "chunks": self.chunks,
-            "one": 1,
             "STATE": self.A.shape[1],
             "ROWS": self.plan.rows,
             "BLOCK": self.plan.block,
@@ -308,6 +303,11 @@ def _multiprocessors(x: Tensor) -> int:
 @functools.cache
 def _count_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _planes(x: Tensor) -> Tensor:
+    """(..., D, N) as (..., N, D), or (..., 2, N, D) if complex."""
+    return (torch.stack([x.real, x.imag], -3) if x.is_complex() else x).mT.contiguous()
 
 
 def _numbers(x: Tensor | None) -> Any:

@@ -1,9 +1,10 @@
 """The Triton kernels of the selective scan; `triton.py` beside this launches them.
 
-A program owns a block of channels, all N states of each in registers, and walks through time. State
-tiles are (N, channels). `one` is the number 1, hidden from the compiler: it would spread a tile it
-knows to be contiguous four numbers a lane, and lanes must hold whole channels, so that a sum over N
-stays in a lane. Complex numbers are pairs of tiles; of a real one the second is never used.
+A program, one warp, owns a block of channels, all N states of each in registers, and walks through
+time. State tiles are (N, channels), one channel a lane, so that a sum over N stays in a lane; the
+compiler follows the layout of loads, and spreads one it knows to be aligned four numbers a lane:
+it is told nothing of the alignment of pointers to states. Complex numbers are pairs of tiles; of a
+real one the second is never used.
 
 A chunk of time is what one program scans. It divides into blocks of EVERY steps, at whose starts
 forward keeps the state, and these into groups of STEPS, unrolled. Past the end Δ is 0, which leaves
@@ -12,6 +13,8 @@ a state as it is.
 
 # mypy: allow-untyped-defs
 from __future__ import annotations
+
+import functools
 
 import triton
 import triton.language as tl
@@ -29,28 +32,34 @@ _P6 = tl.constexpr(0.07920398133009593)
 _P7 = tl.constexpr(-0.030065450811041186)
 _P8 = tl.constexpr(0.005364738930505639)
 
-_HIDDEN = ["one", "length", "chunk", "chunks"]
+_jit = functools.partial(
+    triton.jit,
+    do_not_specialize=["length", "chunk", "chunks"],
+    do_not_specialize_on_alignment=[
+        "A", "initial", "starts", "ends", "edge", "checkpoints", "scratch", "dfinal", "dA"
+    ],
+)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_HIDDEN)
+@_jit()
 def forward(
     u, delta, z, A, B, C, D, bias, initial, starts, reset,
     y, final, checkpoints,
     u_b, u_l, delta_b, delta_l, z_b, z_l, B_b, B_l, C_b, C_l,
-    length, width, chunk, chunks, one,
+    length, width, chunk, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     EVERY: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
     SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr,
 ):  # fmt: skip
     """y, the states every EVERY steps, and the final state, from `starts` or `initial`."""
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, one, STATE, ROWS, BLOCK)
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
-    Ar, Ai = _load_A(A, d, n, state, STATE, one, COMPLEX)
-    Br, Bi = _load_constant(B, d, n, state, STATE, one, COMPLEX, SELECTIVE_B)
-    Cr, Ci = _load_constant(C, d, n, state, STATE, one, COMPLEX, SELECTIVE_C)
+    Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
+    Br, Bi = _load_constant(B, d, n, state, width, STATE, COMPLEX, SELECTIVE_B)
+    Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
     hr, hi = _first_state(initial, starts, b, b * chunks + k, block, d, n, state, tile, width,
-                          STATE, ROWS, BLOCK, one, COMPLEX)  # fmt: skip
+                          STATE, ROWS, BLOCK, COMPLEX)  # fmt: skip
     bias_d = _load_vector(bias, d, inside, BLOCK)
     D_d = _load_vector(D, d, inside, BLOCK)
     checkpoint = b * tl.cdiv(length, EVERY) + begin // EVERY
@@ -90,22 +99,22 @@ def forward(
             tl.store(row, ys[i].to(y.dtype.element_ty), mask=inside & (t + i < end))
         us, deltas = us_next, deltas_next
     if end == length:
-        _store_state(final, _contract_offsets(b, d, n, width, STATE, one), hr, hi, state, COMPLEX)
+        _store_state(final, _contract_offsets(b, d, n, width, STATE), hr, hi, state, COMPLEX)
 
 
-@triton.jit(do_not_specialize=_HIDDEN)
+@_jit()
 def chunk_states(
     u, delta, A, B, bias, reset, ends, sums,
     u_b, u_l, delta_b, delta_l, B_b, B_l,
-    length, width, chunk, chunks, one,
+    length, width, chunk, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_B: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's final state from the zero state; its sum of Δ, and 0 after it if reset."""
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, one, STATE, ROWS, BLOCK)
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
-    Ar, Ai = _load_A(A, d, n, state, STATE, one, COMPLEX)
-    Br, Bi = _load_constant(B, d, n, state, STATE, one, COMPLEX, SELECTIVE_B)
+    Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
+    Br, Bi = _load_constant(B, d, n, state, width, STATE, COMPLEX, SELECTIVE_B)
     bias_d = _load_vector(bias, d, inside, BLOCK)
     hr = tl.zeros((ROWS, BLOCK), tl.float32)
     hi = hr
@@ -134,24 +143,23 @@ def chunk_states(
     tl.store(sums + (2 * chunk_number + 1) * width + d, uncut_d, mask=inside)
 
 
-@triton.jit(do_not_specialize=["one", "chunks"])
+@_jit()
 def chunk_starts(
-    ends, sums, A, edge, edge_out,
-    width, chunks, one,
+    ends, sums, A, edge,
+    width, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """In place of every chunk's own final state, the state it starts from; the first's is `edge`.
 
-    REVERSE: likewise of the adjoint, from the last chunk on; what leaves the first is `edge_out`.
+    REVERSE: likewise of the adjoint, from the last chunk on.
     """
-    b, _, block, d, inside, n, state, tile = _place(width, 1, one, STATE, ROWS, BLOCK)
-    Ar, Ai = _load_A(A, d, n, state, STATE, one, COMPLEX)
+    b, _, block, d, inside, n, state, tile = _place(width, 1, STATE, ROWS, BLOCK)
+    Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     if REVERSE:
         Ai = -Ai
-    edge_offsets = _contract_offsets(b, d, n, width, STATE, one)
     if edge is not None:
-        hr, hi = _load_state(edge, edge_offsets, state, COMPLEX)
+        hr, hi = _load_planes(edge, b, d, n, state, width, STATE, COMPLEX)
     else:
         hr = tl.zeros((ROWS, BLOCK), tl.float32)
         hi = hr
@@ -175,23 +183,21 @@ def chunk_starts(
                 nr, ni = _multiply(ar, ai, hr, hi, COMPLEX)
                 hr = uncut_d[None, :] * nr + er
                 hi = uncut_d[None, :] * ni + ei
-    if edge_out is not None:
-        _store_state(edge_out, edge_offsets, hr, hi, state, COMPLEX)
 
 
-@triton.jit(do_not_specialize=_HIDDEN)
+@_jit()
 def chunk_adjoints(
     dy, z, delta, A, C, bias, reset, ends, sums,
     dy_b, dy_l, z_b, z_l, delta_b, delta_l, C_b, C_l,
-    length, width, chunk, chunks, one,
+    length, width, chunk, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_C: tl.constexpr,
 ):  # fmt: skip
     """The adjoint each chunk hands to the one before it, from a zero adjoint at its end."""
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, one, STATE, ROWS, BLOCK)
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
-    Ar, Ai = _load_A(A, d, n, state, STATE, one, COMPLEX)
-    Cr, Ci = _load_constant(C, d, n, state, STATE, one, COMPLEX, SELECTIVE_C)
+    Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
+    Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
     bias_d = _load_vector(bias, d, inside, BLOCK)
     gr = tl.zeros((ROWS, BLOCK), tl.float32)
     gi = gr
@@ -224,12 +230,12 @@ def chunk_adjoints(
     tl.store(sums + (2 * chunk_number + 1) * width + d, uncut_d, mask=inside)
 
 
-@triton.jit(do_not_specialize=_HIDDEN)
+@_jit()
 def backward(
     dy, dfinal, ends, u, delta, z, A, B, C, D, bias, reset, checkpoints, scratch,
     du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial,
     dy_b, dy_l, u_b, u_l, delta_b, delta_l, z_b, z_l, B_b, B_l, C_b, C_l,
-    length, width, chunk, chunks, one,
+    length, width, chunk, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     EVERY: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
@@ -241,15 +247,15 @@ def backward(
     into `scratch`, then group by group, the last first, its states and decays, which stay in
     registers while the adjoint goes back through the group.
     """
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, one, STATE, ROWS, BLOCK)
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
-    Ar, Ai = _load_A(A, d, n, state, STATE, one, COMPLEX)
-    Br, Bi = _load_constant(B, d, n, state, STATE, one, COMPLEX, SELECTIVE_B)
-    Cr, Ci = _load_constant(C, d, n, state, STATE, one, COMPLEX, SELECTIVE_C)
+    Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
+    Br, Bi = _load_constant(B, d, n, state, width, STATE, COMPLEX, SELECTIVE_B)
+    Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
     bias_d = _load_vector(bias, d, inside, BLOCK)
     D_d = _load_vector(D, d, inside, BLOCK)
     gr, gi = _first_state(dfinal, ends, b, b * chunks + k, block, d, n, state, tile, width,
-                          STATE, ROWS, BLOCK, one, COMPLEX)  # fmt: skip
+                          STATE, ROWS, BLOCK, COMPLEX)  # fmt: skip
     zero = tl.zeros((ROWS, BLOCK), tl.float32)
     dAr, dAi, dBr, dBi, dCr, dCi = zero, zero, zero, zero, zero, zero
     dD_d = tl.zeros((BLOCK,), tl.float32)
@@ -307,6 +313,7 @@ def backward(
                 hr, hi = _advance(hr, hi, ar, ai, drive_d[None, :], Br, Bi, COMPLEX)
                 hrs, his = hrs + (hr,), his + (hi,)
                 ars, ais = ars + (ar,), ais + (ai,)
+            tl.debug_barrier()  # else loads of the way back are started before, into registers
             for i in tl.static_range(STEPS - 1, -1, -1):
                 now = t + i < end
                 row = wide_b + tl.cast(t + i, tl.int64) * width + d
@@ -382,12 +389,12 @@ def backward(
         tl.store(dbias + chunk_number * width + d, dbias_d, mask=inside)
     if dinitial is not None:
         if begin == 0:
-            origin = _contract_offsets(b, d, n, width, STATE, one)
+            origin = _contract_offsets(b, d, n, width, STATE)
             _store_state(dinitial, origin, gr, gi, state, COMPLEX)
 
 
 @triton.jit
-def _place(width, chunks, one, STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _place(width, chunks, STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Batch, chunk and channels of a program, and the offsets in a state tile that is stored."""
     blocks = tl.cdiv(width, BLOCK)
     program = tl.program_id(0)
@@ -399,7 +406,7 @@ def _place(width, chunks, one, STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: t
     n = tl.arange(0, ROWS)
     inside = d < width
     state = (n < STATE)[:, None] & inside[None, :]
-    return b, k, block, d, inside, n, state, n[:, None] * BLOCK + (lane * one)[None, :]
+    return b, k, block, d, inside, n, state, n[:, None] * BLOCK + lane[None, :]
 
 
 @triton.jit
@@ -415,22 +422,34 @@ def _batches(blocks, chunks):
 
 
 @triton.jit
-def _contract_offsets(b, d, n, width, STATE: tl.constexpr, one):
+def _contract_offsets(b, d, n, width, STATE: tl.constexpr):
     """Where a state tile lies in (B, D, N)."""
-    return (b * width + d)[None, :] * STATE + n[:, None] * one
+    return (b * width + d)[None, :] * STATE + n[:, None]
+
+
+@triton.jit
+def _load_planes(x, b, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr):
+    """A state tile of (B, N, D), or (B, 2, N, D) if complex."""
+    x += b * STATE * width * (2 if COMPLEX else 1)
+    offsets = n[:, None] * width + d[None, :]
+    real = tl.load(x + offsets, mask=state, other=0.0)
+    if COMPLEX:
+        return real, tl.load(x + STATE * width + offsets, mask=state, other=0.0)
+    else:
+        return real, real
 
 
 @triton.jit
 def _first_state(
     edge, starts, b, number, block, d, n, state, tile, width,
-    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, one, COMPLEX: tl.constexpr,
+    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr,
 ):  # fmt: skip
     """A chunk's from `starts`, or the whole sequence's from `edge`, or zero."""
     if starts is not None:
         start = _tile(starts, number, block, width, STATE, BLOCK, COMPLEX)
         return _load_tile(start, tile, n, STATE, BLOCK, COMPLEX)
     elif edge is not None:
-        return _load_state(edge, _contract_offsets(b, d, n, width, STATE, one), state, COMPLEX)
+        return _load_planes(edge, b, d, n, state, width, STATE, COMPLEX)
     else:
         zero = tl.zeros((ROWS, BLOCK), tl.float32)
         return zero, zero
@@ -457,17 +476,6 @@ def _store_tile(
 
 
 @triton.jit
-def _load_state(x, offsets, mask, COMPLEX: tl.constexpr):
-    """Of complex numbers as the contract has them, pairs."""
-    if COMPLEX:
-        real = tl.load(x + 2 * offsets, mask=mask, other=0.0)
-        return real, tl.load(x + 2 * offsets + 1, mask=mask, other=0.0)
-    else:
-        real = tl.load(x + offsets, mask=mask, other=0.0)
-        return real, real
-
-
-@triton.jit
 def _store_state(x, offsets, real, imaginary, mask, COMPLEX: tl.constexpr):
     if COMPLEX:
         tl.store(x + 2 * offsets, real, mask=mask)
@@ -477,22 +485,22 @@ def _store_state(x, offsets, real, imaginary, mask, COMPLEX: tl.constexpr):
 
 
 @triton.jit
-def _load_A(A, d, n, state, STATE: tl.constexpr, one, COMPLEX: tl.constexpr):
+def _load_A(A, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr):
     """A, its real part in units of ln 2: e^x is taken as 2^(x log2 e)."""
-    real, imaginary = _load_state(A, d[None, :] * STATE + n[:, None] * one, state, COMPLEX)
+    real, imaginary = _load_planes(A, 0, d, n, state, width, STATE, COMPLEX)
     return real * _LOG2E, imaginary
 
 
 @triton.jit
 def _load_constant(
-    x, d, n, state, STATE: tl.constexpr, one, COMPLEX: tl.constexpr, SELECTIVE: tl.constexpr
+    x, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE: tl.constexpr
 ):
-    """B or C of shape (D, N), or a stand-in for one that changes in time."""
+    """Constant B or C, or a stand-in for one that changes in time."""
     if SELECTIVE:
         zero = tl.zeros((n.shape[0], 1), tl.float32)
         return zero, zero
     else:
-        return _load_state(x, d[None, :] * STATE + n[:, None] * one, state, COMPLEX)
+        return _load_planes(x, 0, d, n, state, width, STATE, COMPLEX)
 
 
 @triton.jit
