@@ -90,7 +90,9 @@ def forward(
         if call.chunks > 1:
             starts, sums = call.chunk_buffers()
             call.run("chunk_states", ends=starts, sums=sums)
-            call.run("chunk_starts", ends=starts, sums=sums, edge=call.tensors["initial"], REVERSE=False)
+            call.run(
+                "chunk_starts", ends=starts, sums=sums, edge=call.tensors["initial"], REVERSE=False
+            )
         call.run(
             "forward",
             starts=starts,
@@ -153,7 +155,9 @@ def backward(
         if call.chunks > 1:
             ends, sums = call.chunk_buffers()
             call.run("chunk_adjoints", ends=ends, sums=sums)
-            call.run("chunk_starts", ends=ends, sums=sums, edge=call.tensors["dfinal"], REVERSE=True)
+            call.run(
+                "chunk_starts", ends=ends, sums=sums, edge=call.tensors["dfinal"], REVERSE=True
+            )
         call.run(
             "backward",
             ends=ends,
