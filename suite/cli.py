@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,7 @@ from seqbench.suite.experiment import Cell, UserError
 
 if TYPE_CHECKING:
     from seqbench.suite.bench.result import Result
+    from seqbench.suite.execution import Execution
 
 app = typer.Typer(
     name="seqbench",
@@ -41,6 +44,9 @@ data_app = typer.Typer(help="Data sets: where they lie, their checksums.", no_ar
 bench_app = typer.Typer(help="Timings behind a correctness gate.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+
+LAUNCHERS = ("local", "ray", "slurm")
+UNFINISHED = 3  # exit status of a sitting that ended before its cells
 
 out = Console()
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -58,6 +64,8 @@ def main() -> None:
     """Runs the command line; the entry point of `seqbench`."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("seqbench").setLevel(logging.INFO)
+    # What ends a job politely (a scheduler, a shutdown) ends a run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(standalone_mode=False)
     except _UsageError as error:
@@ -109,12 +117,44 @@ def run(
         typer.Option("--set", help="SECTION.KEY=VALUE (task, model, train); repeatable."),
     ] = None,
     results: Results = Path("results"),
-    launcher: Annotated[str, typer.Option(help="local.")] = "local",
+    launcher: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
     workers: Annotated[
         int | None, typer.Option(help="Cells at a time; by default one for each core (or GPU).")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of each worker.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of each cell; by default cores / workers.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Devices of one cell, which share its batches.")] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="Lightning's, over those devices: auto, ddp, fsdp.")
+    ] = "auto",
+    cells_per_gpu: Annotated[int, typer.Option(help="Cells that share a GPU.")] = 1,
+    compile: Annotated[
+        str, typer.Option(help="torch.compile the training step: off, default or graphs (CUDA).")
+    ] = "off",
+    prefetch: Annotated[
+        int | None, typer.Option(help="Processes that make a cell's batches ahead.")
+    ] = None,
+    cell_seconds: Annotated[
+        float | None, typer.Option(help="Fail a cell that takes longer than this.")
+    ] = None,
+    cell_memory: Annotated[
+        str | None, typer.Option(help="Fail a cell that holds more memory, as in 4G or 500M.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Seconds of this sitting; what is unfinished waits, exit status 3."),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's address, or auto; a local one without.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for sbatch (partition, account, time in minutes); repeatable."
+        ),
+    ] = None,
     retry: Annotated[
         str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
     ] = None,
@@ -126,10 +166,22 @@ def run(
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
-    if launcher != "local":
-        raise discovery.unknown("launcher", launcher, ["local"])
-    _check_range("--workers", workers, 1)
-    _check_range("--threads", threads, 1)
+    if launcher not in LAUNCHERS:
+        raise discovery.unknown("launcher", launcher, LAUNCHERS)
+    execution = _execution(
+        workers=workers,
+        threads=threads,
+        device=device,
+        devices=devices,
+        strategy=strategy,
+        cells_per_gpu=cells_per_gpu,
+        compile=compile,
+        prefetch=prefetch,
+        cell_seconds=cell_seconds,
+        cell_memory=cell_memory,
+        budget=budget,
+    )
+    launch = _launcher(launcher, ray_address, slurm or [])
     if (grid is None) == (tasks is None and models is None):
         raise UserError(
             "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
@@ -158,8 +210,12 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
-        _run_missing(plan.missing, results, workers, threads, device, quiet=as_json)
-    plan = runner.plan(cells, results)
+        with _progress(plan.missing, as_json) as on_event:
+            launch(plan.missing, results, execution, on_event=on_event)
+        plan = runner.plan(cells, results)
+    if plan.missing:
+        err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
+        return UNFINISHED
     _report(results, grid, cells, as_json)
     bad = [r for r in plan.finished if r.status != "done"]
     for record in bad:
@@ -414,24 +470,76 @@ def doctor(as_json: Json = False) -> int:
     return 1 if any("FAILED" in str(v) for rows in findings.values() for v in rows.values()) else 0
 
 
-def _run_missing(
-    cells: Sequence[Cell],
-    results: Path,
+def _execution(
+    *,
     workers: int | None,
-    threads: int,
+    threads: int | None,
     device: str,
-    quiet: bool,
-) -> None:
-    from seqbench.suite.environment import cores
+    cell_memory: str | None,
+    **others: Any,
+) -> Execution:
+    """What the options of `run` say about how cells run; checked, the defaults filled in."""
+    from seqbench.suite import environment
+    from seqbench.suite.discovery import unknown
+
+    for name in ("devices", "cells_per_gpu", "prefetch", "cell_seconds", "budget"):
+        _check_range(f"--{name.replace('_', '-')}", others[name], 0 if name == "prefetch" else 1)
+    _check_range("--workers", workers, 1)
+    _check_range("--threads", threads, 1)
+    for option, value, valid in (
+        ("device", device, ("auto", "cpu", "cuda")),
+        ("strategy", others["strategy"], ("auto", "ddp", "fsdp")),
+        ("compile", others["compile"], ("off", "default", "graphs")),
+    ):
+        if value not in valid:
+            raise unknown(f"--{option}", value, valid)
+    gpus = () if device == "cpu" else environment.gpus()
+    if device == "cuda" and not gpus:
+        raise UserError("--device cuda: torch sees no CUDA device here; valid here: cpu, auto")
+    devices = others["devices"]
+    if gpus and devices > len(gpus):
+        raise UserError(
+            f"--devices {devices}: this machine has {len(gpus)} GPUs; give at most that"
+        )
+    cores = environment.cores()
+    if workers is None:
+        at_once = len(gpus) // devices * others["cells_per_gpu"] if gpus else cores // devices
+        workers = max(1, at_once // (threads or 1) if not gpus else at_once)
+    return Execution(
+        workers=workers,
+        threads=threads or max(1, cores // (workers * devices)),
+        device=device,
+        cell_memory=_bytes("--cell-memory", cell_memory),
+        gpus=gpus,
+        **others,
+    )
+
+
+def _launcher(name: str, ray_address: str | None, slurm: Sequence[str]) -> Callable[..., Any]:
+    """The `run` function of a launcher, with what belongs to it alone filled in."""
+    if ray_address is not None and name != "ray":
+        raise UserError(f"--ray-address {ray_address}: goes with --launcher ray")
+    if slurm and name != "slurm":
+        raise UserError(f"--slurm {slurm[0]}: goes with --launcher slurm")
+    if name == "ray":
+        from seqbench.suite.launchers import ray
+
+        return partial(ray.run, address=ray_address)
+    if name == "slurm":
+        from seqbench.suite.launchers import slurm as slurm_launcher
+
+        pairs = [text.partition("=") for text in slurm]
+        for key, equals, _ in pairs:
+            if not key or not equals:
+                raise UserError(f"--slurm {key}: write KEY=VALUE, as in partition=gpu")
+        return partial(slurm_launcher.run, parameters={key: value for key, _, value in pairs})
     from seqbench.suite.launchers import local
 
-    count = workers or max(1, cores() // threads)
-    with _progress(cells, min(count, len(cells)), quiet) as on_event:
-        local.run(cells, results, workers=count, threads=threads, device=device, on_event=on_event)
+    return local.run
 
 
 @contextmanager
-def _progress(cells: Sequence[Cell], workers: int, quiet: bool) -> Iterator[Any]:
+def _progress(cells: Sequence[Cell], quiet: bool) -> Iterator[Any]:
     """A bar for the grid and one a worker; without a terminal, a line for every finished cell."""
     if quiet or not err.is_terminal:
 
@@ -476,7 +584,8 @@ def _progress(cells: Sequence[Cell], workers: int, quiet: bool) -> Iterator[Any]
                 progress.console.print(event["message"])
             elif kind == "done":
                 progress.advance(whole)
-                progress.remove_task(bars.pop(worker))
+                if worker in bars:
+                    progress.remove_task(bars.pop(worker))
                 progress.console.print(f"{cell.label}: {event['status']}")
 
         yield on_event
@@ -521,7 +630,21 @@ def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
         raise UserError(f"{option} {text}: give comma-separated integers, as in 0,1,2") from None
 
 
-def _check_range(option: str, value: int | None, least: int) -> None:
+def _bytes(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        size = float(number) * (units[unit] if unit else 1)
+    except (ValueError, KeyError):
+        size = 0
+    if not 1 <= size < 2**63:
+        raise UserError(f"{option} {text}: give bytes, or K, M, G or T of them, as in 4G")
+    return int(size)
+
+
+def _check_range(option: str, value: float | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{option} {value}: must be at least {least}")
 
