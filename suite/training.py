@@ -28,7 +28,7 @@ from seqbench.suite import checkpoint
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
 from seqbench.suite.environment import environment, peak_memory, reset_peak_memory
-from seqbench.suite.evaluation import evaluate
+from seqbench.suite.evaluation import evaluate, tokens_within_reach
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain
 from seqbench.suite.schedule import learning_rate
@@ -295,21 +295,29 @@ def _run(
             return None
     if module.best:
         model.load_state_dict(module.best)
-    base = task.batch("test", 0, train.batch_size).inputs.numel()
+    budget = train.test_batches * task.batch("test", 0, train.batch_size).inputs.numel()
 
-    def test(which: Task) -> dict[str, float]:
+    def test(which: Task, tokens: int) -> dict[str, float]:
         listener({"event": "testing"})
         return evaluate(
             model,
             which,
             "test",
             batch_size=train.batch_size,
-            max_tokens=train.test_batches * base,
+            max_tokens=tokens,
             device=device,
         )
 
-    scores = test(task)
-    variants = {label: test(variant) for label, variant in task.test_variants().items()}
+    scores = test(task, budget)
+    variants: dict[str, dict[str, float]] = {}
+    stopped: dict[str, str] = {}
+    for label, variant in task.test_variants().items():
+        length = variant.batch("test", 0, 1).inputs.shape[1]
+        reach = tokens_within_reach(model, length, device)
+        if isinstance(reach, str):
+            stopped[label] = reach
+        else:
+            variants[label] = test(variant, min(budget, reach))
     memory = peak_memory(device)
     length = task.batch("validation", 0, 1).inputs.shape[1]
     checkpoint.write(
@@ -325,6 +333,7 @@ def _run(
         higher_is_better=METRICS[task.headline],
         test=scores,
         variants=variants,
+        stopped=stopped,
         chance=task.chance(),
         baselines=task.baselines(),
         curve=tuple(module.curve),
