@@ -113,7 +113,7 @@ def tokens_within_reach(model: nn.Module, length: int, device: torch.device) -> 
 def _add(sums: Sums, model: nn.Module, inputs_BL: Tensor, targets_BL: Tensor, piece: int) -> None:
     B, L = inputs_BL.shape
     wrong_B = torch.zeros(B, dtype=torch.long, device=inputs_BL.device)
-    state = model.initial_state(B, inputs_BL.device) if L > piece else None  # type: ignore[operator]
+    state = model.initial_state(B, inputs_BL.device) if piece < L else None  # type: ignore[operator]
     for inputs, targets in zip(inputs_BL.split(piece, 1), targets_BL.split(piece, 1), strict=True):
         scored = targets != IGNORE
         # Logits where something is scored alone: a million tokens with one answer need one.

@@ -27,7 +27,8 @@ from seqbench.tasks.streams import (
 )
 
 GENERATOR = "selective-copying, generator 2"  # raised when the sequences change
-SHORTEST_STAGE = 8  # of the derived curriculum
+TOKEN_STEPS = 8  # of the derived curriculum
+NOISE_AT_FIRST = 8  # noise tokens in its stages, while their data tokens become more
 BASELINE_SEQUENCES = 512
 
 
@@ -42,8 +43,8 @@ class SelectiveCopyingConfig:
     # vocab_size - 2, and one marker, vocab_size - 1, before as much noise as there are answers.
     form: Literal["markers", "mad-lab"] = "markers"
     train_examples: int | None = None  # of a fixed train set, reshuffled every epoch; None: endless
-    # (length, data tokens) of the curriculum, easiest first; None: the length doubles from 8 to the
-    # task's, a quarter of it data, up to num_tokens.
+    # (length, data tokens) of the curriculum, easiest first; None: eight equal steps in the number
+    # of data tokens, among eight of noise, then a length that doubles up to the task's.
     stages: tuple[tuple[int, int], ...] | None = None
     mix: float = 0.0  # fraction of train batches that replay a stage already passed
     test_lengths: tuple[int, ...] = ()  # longer or shorter sequences to test at
@@ -222,13 +223,19 @@ class SelectiveCopying(Task):
         c = self.config
         if c.stages is not None:
             return c.stages
-        doubling, length = [], SHORTEST_STAGE
+        step = max(1, c.num_tokens // TOKEN_STEPS)
+        counts = [*range(step, c.num_tokens, step), c.num_tokens]
+        # More tokens at once would have to be learned at the price of a longer sequence.
+        stages = [(2 * tokens + NOISE_AT_FIRST, tokens) for tokens in counts]
+        length = 1 << stages[-1][0].bit_length()
         while length < c.length:
-            tokens = min(c.num_tokens, length // 4)
-            if self._distinct(length, tokens) >= FEWEST_SEQUENCES:
-                doubling.append((length, tokens))
+            stages.append((length, c.num_tokens))
             length *= 2
-        return tuple(doubling)
+        return tuple(
+            (length, tokens)
+            for length, tokens in stages
+            if length < c.length and self._distinct(length, tokens) >= FEWEST_SEQUENCES
+        )
 
     def _distinct(self, length: int, tokens: int) -> int:
         # With noise only before a data token, MAD's last one always ends the body.

@@ -67,7 +67,7 @@ def fixed_rows(split: Split, first: int, count: int, draw: Draw, *purpose: objec
 
 
 class TrainSets:
-    """Finite train sets, drawn at first use and kept; served by epochs, each in an order of its own.
+    """Finite train sets, drawn at first use and kept, and served in a new order every epoch.
 
     A batch is a function of its index, so a run that goes on needs no place to be remembered.
     """
