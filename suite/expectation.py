@@ -6,9 +6,9 @@ A grid file may define, beside `requests(scale)`,
 
     def expected(scale: str) -> list[Expected]: ...
 
-one Expected a row of its verdict table, in the table's order. `seqbench report` finds the records of
-each by the request's task, model, scale and settings, whatever their seeds; of two rows that fit a
-record the one with more settings has it.
+one Expected a row of its verdict table, in the table's order; none at a scale that has no bands.
+`seqbench report` finds the records of each by the request's task, model, scale and settings,
+whatever their seeds; of two rows that fit a record the one with more settings has it.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ class Expected:
     high: float | None = None
     # The paper's number for the row: a number in the metric's unit, or words where its number is of
     # another unit or data ("8.71 perplexity on the Pile"). None: what suite/report/paper.py has for
-    # the task, the model and the length.
+    # the task, the model and the length, unless the request changes the model's options.
     paper: float | str | None = None
