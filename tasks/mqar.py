@@ -77,6 +77,7 @@ class Mqar(Task):
                 "steps": 2000,
                 "batch_size": 32,
                 "lr": 3e-3,
+                "beta2": 0.95,
                 "eval_every": 200,
                 "curriculum": True,
                 "stop_at": 0.99,
