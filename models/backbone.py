@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqbench.kernels.rms_norm import RMSNorm
 from seqbench.models.base import Block, State, require
 
 
@@ -182,4 +183,4 @@ def sinusoids(position: Tensor, width: int) -> Tensor:
 def _norm(config: BackboneConfig, width: int) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(width, eps=config.norm_eps)
-    return nn.RMSNorm(width, eps=config.norm_eps)
+    return RMSNorm(width, config.norm_eps)

@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from rich.progress import (
 from rich.table import Table
 
 from seqbench.suite.experiment import Cell, UserError
+
+if TYPE_CHECKING:
+    from seqbench.suite.bench.result import Result
 
 app = typer.Typer(
     name="seqbench",
@@ -221,28 +224,78 @@ def bench_overhead_command(
     out.print(table)
 
 
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")]
+Quick = Annotated[bool, typer.Option(help="The headline size alone.")]
+
+
 @bench_app.command("scan")
 def bench_scan_command(
     results: Results = Path("results"),
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; by default torch's own.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option(help="The headline size alone.")] = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Quick = False,
     as_json: Json = False,
 ) -> None:
-    """Time the selective scan beside its peers, forward and backward, with peak memory."""
-    from seqbench.suite import runner
+    """Time the selective scan beside its peers and the physical floor, with peak memory."""
     from seqbench.suite.bench import scan
 
-    _check_range("--threads", threads, 1)
-    runner.check_writable(results)
-    done = scan.bench_scan(
-        sizes=(scan.HEADLINE,) if quick else scan.SIZES,
+    _check_bench(results, device, threads)
+    headline = scan.CUDA_HEADLINE if device == "cuda" else scan.HEADLINE
+    _show(
+        scan.bench_scan(
+            sizes=(headline,) if quick else None,
+            device=device,
+            threads=threads,
+            progress=_progress_lines(as_json),
+        ),
+        results,
+        as_json,
+    )
+
+
+@bench_app.command("decode")
+def bench_decode_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Two batch sizes alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time decoding, Mamba beside a Transformer with a KV cache, batch 1 to 128."""
+    from seqbench.suite.bench import decode
+
+    _check_bench(results, device, threads)
+    done = decode.bench_decode(
+        batches=decode.QUICK if quick else decode.BATCHES,
         device=device,
         threads=threads,
-        progress=lambda line: None if as_json else err.print(line),
+        progress=_progress_lines(as_json),
     )
+    _show(done, results, as_json)
+
+
+def _check_bench(results: Path, device: str, threads: int | None) -> None:
+    """Raises for what would only fail after minutes of timing."""
+    from seqbench.suite import runner
+
+    _check_range("--threads", threads, 1)
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: valid are cpu and cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: no CUDA device here; run on one, or use --device cpu")
+    runner.check_writable(results)
+
+
+def _progress_lines(quiet: bool) -> Callable[[str], None]:
+    return lambda line: None if quiet else err.print(line)
+
+
+def _show(done: Result, results: Path, as_json: bool) -> None:
+    """Writes a bench's result, and prints it as a table or as JSON."""
     paths = done.write(results / "bench")
     if as_json:
         print(done.to_json())
@@ -431,7 +484,7 @@ def _users_fault(error: Exception) -> bool:
     # Imported late: these modules import torch, and a UserError needs none of it.
     from seqbench.kernels.dispatch import BackendRefused
     from seqbench.models.base import ModelError
-    from seqbench.suite.bench.scan import GateClosed
+    from seqbench.suite.bench.result import GateClosed
     from seqbench.tasks.base import TaskError
 
     return isinstance(error, TaskError | ModelError | BackendRefused | GateClosed)

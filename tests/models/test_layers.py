@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 
 from seqbench.models.base import SequenceLayer
-from seqbench.models.convolution import long_convolution
 from seqbench.models.discovery import layer_class
 from seqbench.models.hippo import normal_legs
-from seqbench.models.recurrence import (
-    diagonal_recurrence,
-    linear_attention,
-    linear_attention_loop,
-)
 from seqbench.models.rotary import rotate
 
 
@@ -33,53 +27,6 @@ def make(name: str, width: int = 8, **options: Any) -> Any:
 def noise(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 130])
-@pytest.mark.parametrize("decay", ["none", "head", "key", "strong"])
-def test_chunked_linear_attention_is_the_loop(length: int, decay: str) -> None:
-    B, H, K, V = 2, 3, 4, 5
-    q, k = noise(B, length, H, K), noise(B, length, H, K) + 1
-    v, state = noise(B, length, H, V), noise(B, H, K, V)
-    log_decay = {
-        "none": None,
-        "head": -torch.rand(H, 1, dtype=torch.float64),
-        "key": -torch.rand(B, length, H, K, dtype=torch.float64),
-        "strong": -5 * torch.rand(B, length, H, K, dtype=torch.float64),
-    }[decay]
-    for t in (q, k, v, state):
-        t.requires_grad_()
-    results = []
-    for function in (linear_attention, linear_attention_loop):
-        chunk = {"chunk": 16} if function is linear_attention else {}
-        y, end = function(q, k, v, log_decay, state, **chunk)
-        gradients = torch.autograd.grad((y * y.sin()).sum() + end.cos().sum(), (q, k, v, state))
-        results.append((y, end, *gradients))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
-def test_chunked_diagonal_recurrence_is_the_loop(length: int) -> None:
-    log_a = torch.complex(-noise(6).abs(), 3 * noise(6))
-    x = torch.complex(noise(2, length, 6), noise(3, length, 6)[:2])
-    h = state = torch.complex(noise(2, 6), noise(2, 6))
-    expected = []
-    for t in range(length):
-        h = torch.exp(log_a) * h + x[:, t]
-        expected.append(h)
-    ours = diagonal_recurrence(log_a, x, state)
-    torch.testing.assert_close(ours, torch.stack(expected, 1), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("length", [1, 2, 5, 64, 100])
-def test_long_convolution_is_the_sum(length: int) -> None:
-    x, h = noise(2, length, 3), noise(3, length)
-    expected = torch.zeros_like(x)
-    for t in range(length):
-        for s in range(t + 1):
-            expected[:, t] += h[:, t - s] * x[:, s]
-    torch.testing.assert_close(long_convolution(x, h), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_hyena_is_the_sum_over_its_filter() -> None:
