@@ -604,7 +604,8 @@ def _report(results: Path, grid: str | None, cells: Sequence[Cell] | None, as_js
         }
         print(json.dumps(found, indent=2))
         return
-    out.print(to_rich(drawn.headline))
+    for table in drawn.verdicts or (drawn.headline,):
+        out.print(to_rich(table))
     err.print(f"tables in {results}/tables/, plots in {results}/plots/, all of it in {drawn.index}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.records import Record, load_all, record_files, write_atomically
-from seqbench.suite.report import html, paper, plots, tables
+from seqbench.suite.report import html, paper, plots, tables, verdict
 from seqbench.suite.report.aggregate import rows
 from seqbench.suite.report.tables import Table
 
@@ -31,6 +31,7 @@ class ReportPaths:
     manifest: Path
     headline: Table
     status: Table
+    verdicts: tuple[Table, ...]
 
 
 def write_report(
@@ -52,14 +53,17 @@ def write_report(
             f"(seqbench run {grid or 'quickstart'}) or name another folder with --results"
         )
     records = [r for row in rows(records, cells) for r in row.records]
-    drawn_tables = _tables(records, cells, grid)
+    verdicts = verdict.verdicts(records, grid)
+    judged = {v.name: verdict.table(v) for v in verdicts}
+    drawn_tables = [*_tables(records, cells, grid), *judged.values()]
     drawn_plots = list(plots.draw_all(records, cells, grid))
     page = html.page(records, drawn_tables, drawn_plots, grid=grid, cells=cells)
 
     everything = [r.digest for r in records]
     content: dict[str, tuple[bytes, Iterable[str]]] = {}
     for table in drawn_tables:
-        of = table.digests if table.name.startswith("variants-") else everything
+        apart = table.name.startswith("variants-") or table.name in judged
+        of = table.digests if apart else everything
         content[f"tables/{table.name}.md"] = tables.markdown(table).encode(), of
         content[f"tables/{table.name}.csv"] = tables.csv_text(table).encode(), of
         content[f"tables/{table.name}.tex"] = tables.latex(table).encode(), of
@@ -87,6 +91,7 @@ def write_report(
         manifest=results / MANIFEST,
         headline=drawn_tables[0],
         status=next(t for t in drawn_tables if t.name == "status"),
+        verdicts=tuple(judged.values()),
     )
 
 
