@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from seqbench.models.build import build_model
 from seqbench.suite import checkpoint, training
 from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Cell, Request, UserError
@@ -17,6 +18,7 @@ from seqbench.suite.training import run_cell
 
 SETTINGS: dict[str, Any] = {
     "task.length": 32,
+    "task.test_lengths": [16],
     "model.d_model": 16,
     "model.num_layers": 1,
     "train.steps": 30,
@@ -26,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "train.test_batches": 2,
     "train.warmup_steps": 5,
     "train.stop_at": None,
+    "train.stop_early": True,
     "train.curriculum": True,
 }
 
@@ -86,11 +89,16 @@ def test_patience_stops_a_run_that_no_longer_gains(tmp_path: Path) -> None:
 
 
 def test_the_test_score_is_of_the_best_validated_weights(tmp_path: Path) -> None:
-    plain = {"train__warmup_steps": 0, "train__schedule": "constant", "train__curriculum": False}
+    plain = {
+        "train__warmup_steps": 0,
+        "train__schedule": "constant",
+        "train__curriculum": False,
+        "train__eval_batches": 16,  # few ties
+    }
     long = run(cell(**plain), tmp_path)
     scores = [point.validation["accuracy"] for point in long.curve]
-    best = long.curve[scores.index(max(scores))].step
-    assert best < long.steps_done, "choose a seed whose best validation is not its last"
+    best = max(long.curve, key=lambda point: (point.validation["accuracy"], point.step)).step
+    assert best < long.steps_done, f"choose a seed whose best validation is not its last: {scores}"
     assert run(cell(**plain, train__steps=best), tmp_path).test == long.test
 
 
@@ -145,3 +153,17 @@ def test_a_checkpoint_keeps_tensors_and_plain_data(tmp_path: Path) -> None:
     assert torch.equal(tensors["a"], tied) and torch.equal(tensors["b"], tied)
     assert state == {"step": 1, "stage": None}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_width_is_chosen_to_match_another_model_in_size() -> None:
+    request = Request(task="induction-heads", model="s4", same_size_as="mamba")
+    own = resolve(Request(task="induction-heads", model="s4"), 0)
+    matched = resolve(request, 0)
+    by_hand = resolve(request, 0, [("model.d_model", 24)])
+    sizes = {
+        name: build_model(c.model, vocab_size=16, **c.model_config).num_parameters
+        for name, c in (("own", own), ("matched", matched))
+    }
+    mamba = build_model("mamba", vocab_size=16, d_model=64, num_layers=2).num_parameters
+    assert abs(sizes["matched"] - mamba) < 0.15 * mamba < abs(sizes["own"] - mamba)
+    assert by_hand.model_config["d_model"] == 24
