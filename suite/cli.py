@@ -205,6 +205,15 @@ def report(
     return 0
 
 
+@app.command()
+def select(results: Results = Path("results")) -> None:
+    """Write what finished models select of a test sequence, from checkpoints; run does so too."""
+    from seqbench.suite.selection import write_missing
+
+    for path in write_missing(results):
+        print(path)
+
+
 @bench_app.command("overhead")
 def bench_overhead_command(
     grid: Annotated[str, typer.Option(help="The grid whose cells to time.")] = "quickstart",

@@ -59,7 +59,7 @@ def write_report(
     judged = {v.name: verdict.table(v) for v in verdicts}
     drawn_tables = [*_tables(records, cells, grid), *judged.values()]
     names = {r.digest: line.row.name for v in verdicts for line in v.lines for r in line.records}
-    drawn_plots = list(plots.draw_all(records, cells, grid, names))
+    drawn_plots = list(plots.draw_all(records, cells, grid, names, results))
     drawn_plots += [p for v in verdicts if (p := plots.against_bands(v)) is not None]
     page = html.page(records, drawn_tables, drawn_plots, grid=grid, cells=cells)
 

@@ -9,6 +9,7 @@ bytes.
 from __future__ import annotations
 
 import io
+import json
 import math
 import textwrap
 from collections import Counter
@@ -16,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqbench.suite.experiment import Cell
+from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.records import Record
 from seqbench.suite.report import paper
 from seqbench.suite.report.aggregate import (
@@ -84,10 +86,12 @@ def draw_all(
     cells: Sequence[Cell] | None = None,
     grid: str | None = None,
     names: Mapping[str, str] | None = None,
+    results: Path | None = None,
 ) -> Iterator[Plot]:
     """Every plot that the records allow, the overview first.
 
-    `names`, by digest, stands for the settings where a model stands under several in one plot.
+    `names`, by digest, stands for the settings where a model stands under several in one plot;
+    `results` is the folder where cells leave what they select.
     """
     style = styles(models_of(records, cells))
     found = [row for row in rows(records, cells) if row.example is not None]
@@ -103,6 +107,8 @@ def draw_all(
             yield against_variant(panel, key)
         if len([e for e in panel.entries if e.group.score]) > 1:
             yield against_cost(panel, style)
+        if results is not None and (plot := selection(panel, results)) is not None:
+            yield plot
 
 
 def styles(models: Sequence[str]) -> dict[str, Style]:
@@ -416,6 +422,54 @@ def against_bands(verdict: Verdict) -> Plot | None:
     return page.plot(verdict.name, caption, [r.digest for r in records])
 
 
+def selection(panel: Panel, results: Path) -> Plot | None:
+    """What models select of a test sequence: Δ along it, and which answer reads which position.
+
+    A column for each of up to two models that left a file, mamba first; None without such.
+    """
+    found = [(e, f) for e in panel.entries if (f := _selection_of(e.group, results)) is not None]
+    found.sort(key=lambda p: (p[0].group.model != "mamba", p[0].group.model != "mamba+s4"))
+    found = found[:2]
+    if not found:
+        return None
+    depth = max(len(f["layers"]) for _, f in found)
+    records = [r for e, f in found for r in e.group.done if r.digest == f["digest"]]
+    title = f"{panel.title}: what is selected of one test sequence"
+    labels = ["data token", "noise", "marker", "the position to read"]
+    with _figure(title, 0.6 + 3.3 * depth, records, labels) as page:
+        ratios = [1.0, 1.6] * depth
+        axes = page.grid(2 * depth, len(found), wspace=0.16, ratios=ratios, gap=0.5, above=0.1)
+        for column, (entry, file) in enumerate(found):
+            kinds = _kinds(file)
+            for i, layer in enumerate(file["layers"]):
+                top, bottom = (
+                    axes[2 * i * len(found) + column],
+                    axes[(2 * i + 1) * len(found) + column],
+                )
+                _delta_panel(top, layer["delta"], kinds)
+                name = f"{entry.label}, layer {i + 1}: Δ, mean over the channels"
+                top.set_title(name, fontsize=9.5, fontweight="bold", loc="left", pad=4)
+                _reads_panel(bottom, layer["reads"], file, kinds)
+                if i + 1 == depth:
+                    bottom.set_xlabel("position")
+                if column == 0:
+                    bottom.set_ylabel("answer")
+        page.legend(axes[0], axes[len(found)])
+    said = "; ".join(
+        f"{e.label}: {sum(p == t for p, t in zip(f['predicted'], f['targets'], strict=True))} of "
+        f"{len(f['targets'])} answers right"
+        for e, f in found
+    )
+    caption = (
+        "Top: the step size Δ at each position of the first test sequence: constant where it is "
+        "not selective. Below: the layer's recurrence unrolled into its matrix, mean size over "
+        "the channels, every row over its own largest: dark where an answer (row) reads an input "
+        "(column); circles: the token to recall, whose trace a block's short convolution moves up "
+        f"to three positions on. First seed. {said}."
+    )
+    return page.plot(f"selection-{panel.slug}", caption, [r.digest for r in records])
+
+
 def pareto(
     points: Sequence[tuple[float, float]], higher_is_better: bool
 ) -> list[tuple[float, float]]:
@@ -521,6 +575,86 @@ def _curve(group: Group) -> _Curve | None:
         high=[max(v) for v in values],
         seeds=len(runs),
     )
+
+
+def _selection_of(group: Group, results: Path) -> dict[str, Any] | None:
+    """The file of the first seed that left one; see suite/selection.py."""
+    for record in group.done:
+        path = results / "selection" / f"{record.digest}.json"
+        if path.exists():
+            try:
+                found: dict[str, Any] = json.loads(path.read_bytes())
+            except ValueError:
+                raise UserError(
+                    f"{path}: no JSON; delete the file and make it again: seqbench select"
+                ) from None
+            return found
+    return None
+
+
+def _kinds(file: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The positions of data, noise and markers: what is asked for is the data."""
+    tokens, answers = file["tokens"], set(file["answers"])
+    noise = Counter(t for i, t in enumerate(tokens) if i not in answers).most_common(1)[0][0]
+    at = range(len(tokens))
+    return {
+        "data token": [i for i in at if i not in answers and tokens[i] != noise],
+        "noise": [i for i in at if i not in answers and tokens[i] == noise],
+        "marker": sorted(answers),
+    }
+
+
+_KIND_COLORS = {"noise": "#b6bec7", "data token": PALETTE[1], "marker": PALETTE[0]}
+
+
+def _delta_panel(axis: Axes, delta: Sequence[float], kinds: Mapping[str, Sequence[int]]) -> None:
+    for kind, color in _KIND_COLORS.items():
+        places = kinds[kind]
+        axis.vlines(places, 0, [delta[i] for i in places], color=color, linewidth=0.9)
+        axis.plot(
+            places,
+            [delta[i] for i in places],
+            marker="o",
+            markersize=3,
+            linestyle="none",
+            color=color,
+            label=kind,
+        )
+    axis.set_xlim(-1, len(delta))
+    axis.set_ylim(0, 1.12 * max(delta))
+    axis.tick_params(labelbottom=False)
+
+
+def _reads_panel(
+    axis: Axes,
+    reads: Sequence[Sequence[int]],
+    file: Mapping[str, Any],
+    kinds: Mapping[str, Sequence[int]],
+) -> None:
+    length = len(file["tokens"])
+    axis.imshow(
+        [[v / max(1, *row) for v in row] for row in reads],
+        aspect="auto",
+        cmap="Greys",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(-0.5, length - 0.5, len(reads) + 0.5, 0.5),
+    )
+    wanted = kinds["data token"][: len(reads)]
+    axis.plot(
+        wanted,
+        range(1, len(wanted) + 1),
+        marker="o",
+        markersize=6,
+        markerfacecolor="none",
+        markeredgecolor=PALETTE[1],
+        markeredgewidth=0.9,
+        linestyle="none",
+        label="the position to read",
+    )
+    axis.set_xlim(-1, length)
+    axis.grid(visible=False)
 
 
 def _overview_panel(axis: Axes, panel: Panel, most: int) -> None:
@@ -806,8 +940,13 @@ class _Page:
         left: float = 0.075,
         right: float = 0.985,
         ratios: Sequence[float] | None = None,
+        gap: float = 0.8,
+        above: float = 0.0,
     ) -> list[Axes]:
-        """Panels between title and footer, with room for their labels."""
+        """Panels between title and footer, with room for their labels.
+
+        `gap` are the inches between lines of panels, `above` more of them over the first line.
+        """
         height = self.figure.get_figheight()
         self.bottom = (0.55 + 0.17 * len(self.footer)) / height
         spec = self.figure.add_gridspec(
@@ -815,11 +954,11 @@ class _Page:
             columns,
             left=left,
             right=right,
-            top=1 - (0.62 + 0.2 * max(0, self.legend_lines - 0.5)) / height,
+            top=1 - (0.62 + above + 0.2 * max(0, self.legend_lines - 0.5)) / height,
             bottom=self.bottom,
             wspace=wspace,
-            # Inches between lines of panels, as matplotlib wants it: in panel heights.
-            hspace=0.8 * lines / max(0.1, height - 1.2 - 0.8 * (lines - 1)),
+            # As matplotlib wants it: in panel heights.
+            hspace=gap * lines / max(0.1, height - 1.2 - gap * (lines - 1)),
             height_ratios=ratios,
         )
         return [
@@ -828,9 +967,11 @@ class _Page:
             for column in range(columns)
         ]
 
-    def legend(self, axis: Axes) -> None:
-        """One legend for all panels, under the title."""
-        handles, labels = axis.get_legend_handles_labels()
+    def legend(self, *axes: Axes) -> None:
+        """One legend for all panels, under the title, with what these ones hold."""
+        found = [axis.get_legend_handles_labels() for axis in axes]
+        handles = [handle for handles, _ in found for handle in handles]
+        labels = [label for _, labels in found for label in labels]
         unique = dict(sorted(zip(labels, handles, strict=True), key=lambda p: self.rank(p[0])))
         self.figure.legend(
             unique.values(),
