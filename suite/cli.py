@@ -163,6 +163,7 @@ def run(
     """Run the missing cells of a grid, then draw its tables and plots."""
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
+    from seqbench.suite.expectation import declare
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
@@ -203,6 +204,8 @@ def run(
         if retry not in ("failed", "diverged"):
             raise discovery.unknown("status in --retry", retry, ["failed", "diverged"])
         runner.forget(cells, results, retry)
+    if grid is not None:
+        declare(results, grid, scale, assignments)
     plan = runner.plan(cells, results)
     if not as_json:
         err.print(
@@ -227,6 +230,7 @@ def run(
 def report(
     grid: Annotated[str | None, typer.Argument(help="A named grid; all records without.")] = None,
     results: Results = Path("results"),
+    scale: Annotated[str, typer.Option(help="Of the grid: cpu (reduced) or paper.")] = "cpu",
     published: Annotated[bool, typer.Option(help="The project's own committed results.")] = False,
     check: Annotated[
         bool, typer.Option(help="Draw nothing; exit with 1 if a table or plot is stale.")
@@ -250,10 +254,23 @@ def report(
         for line in found:
             print(line)
         return 1 if found else 0
-    cells = runner.grid_cells(grid, scale="cpu", seeds=None) if grid else None
+    cells = runner.grid_cells(grid, scale=scale, seeds=None) if grid else None
     runner.check_writable(results)
+    if grid is not None:
+        from seqbench.suite.expectation import declare
+
+        declare(results, grid, scale)
     _report(results, grid, cells, as_json)
     return 0
+
+
+@app.command()
+def select(results: Results = Path("results")) -> None:
+    """Write what finished models select of a test sequence, from checkpoints; run does so too."""
+    from seqbench.suite.selection import write_missing
+
+    for path in write_missing(results):
+        print(path)
 
 
 @bench_app.command("overhead")

@@ -37,6 +37,7 @@ from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
+from seqbench.suite.selection import write_selection
 from seqbench.tasks.base import IGNORE, METRICS, Task
 
 Event = Mapping[str, Any]
@@ -451,6 +452,7 @@ class _Run:
             {f"model/{k}": v for k, v in self.model.state_dict().items()},
             {"finished": True, "cell": asdict(self.cell)},
         )
+        write_selection(self.saved.parents[1], self.cell, self.task, self.model)
         return self._record(devices, strategy)
 
     def compile(self, how: Compile) -> None:

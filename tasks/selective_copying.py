@@ -75,6 +75,7 @@ class SelectiveCopying(Task):
     Config = SelectiveCopyingConfig
     config: SelectiveCopyingConfig
     headline = "accuracy"
+    shows_selection = True
     difficulty = ("length", "num_tokens", "vocab_size")
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
