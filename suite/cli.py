@@ -29,6 +29,7 @@ from rich.table import Table
 from seqbench.suite.experiment import Cell, UserError
 
 if TYPE_CHECKING:
+    from seqbench.suite.bench.result import Result
     from seqbench.suite.execution import Execution
 
 app = typer.Typer(
@@ -162,6 +163,7 @@ def run(
     """Run the missing cells of a grid, then draw its tables and plots."""
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
+    from seqbench.suite.expectation import declare
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
@@ -202,6 +204,8 @@ def run(
         if retry not in ("failed", "diverged"):
             raise discovery.unknown("status in --retry", retry, ["failed", "diverged"])
         runner.forget(cells, results, retry)
+    if grid is not None:
+        declare(results, grid, scale, assignments)
     plan = runner.plan(cells, results)
     if not as_json:
         err.print(
@@ -226,6 +230,7 @@ def run(
 def report(
     grid: Annotated[str | None, typer.Argument(help="A named grid; all records without.")] = None,
     results: Results = Path("results"),
+    scale: Annotated[str, typer.Option(help="Of the grid: cpu (reduced) or paper.")] = "cpu",
     published: Annotated[bool, typer.Option(help="The project's own committed results.")] = False,
     check: Annotated[
         bool, typer.Option(help="Draw nothing; exit with 1 if a table or plot is stale.")
@@ -249,10 +254,23 @@ def report(
         for line in found:
             print(line)
         return 1 if found else 0
-    cells = runner.grid_cells(grid, scale="cpu", seeds=None) if grid else None
+    cells = runner.grid_cells(grid, scale=scale, seeds=None) if grid else None
     runner.check_writable(results)
+    if grid is not None:
+        from seqbench.suite.expectation import declare
+
+        declare(results, grid, scale)
     _report(results, grid, cells, as_json)
     return 0
+
+
+@app.command()
+def select(results: Results = Path("results")) -> None:
+    """Write what finished models select of a test sequence, from checkpoints; run does so too."""
+    from seqbench.suite.selection import write_missing
+
+    for path in write_missing(results):
+        print(path)
 
 
 @bench_app.command("overhead")
@@ -279,33 +297,132 @@ def bench_overhead_command(
     out.print(table)
 
 
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")]
+Quick = Annotated[bool, typer.Option(help="The headline size alone.")]
+
+
 @bench_app.command("scan")
 def bench_scan_command(
     results: Results = Path("results"),
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; by default torch's own.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option(help="The headline size alone.")] = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Quick = False,
     as_json: Json = False,
 ) -> None:
-    """Time the selective scan beside its peers, forward and backward, with peak memory."""
-    from seqbench.suite import runner
+    """Time the selective scan beside its peers and the physical floor, with peak memory."""
     from seqbench.suite.bench import scan
 
-    _check_range("--threads", threads, 1)
-    runner.check_writable(results)
-    done = scan.bench_scan(
-        sizes=(scan.HEADLINE,) if quick else scan.SIZES,
+    _check_bench(results, device, threads)
+    headline = scan.CUDA_HEADLINE if device == "cuda" else scan.HEADLINE
+    _show(
+        scan.bench_scan(
+            sizes=(headline,) if quick else None,
+            device=device,
+            threads=threads,
+            progress=_progress_lines(as_json),
+        ),
+        results,
+        as_json,
+    )
+
+
+@bench_app.command("train")
+def bench_train_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Beside mambapy alone.")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="Also say which operators a Mamba step spends its time in.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Time training steps, Mamba beside mambapy and beside a Transformer over lengths."""
+    from seqbench.suite.bench import train
+
+    _check_bench(results, device, threads)
+    done = train.bench_train(
+        range_=() if quick else train.RANGE,
         device=device,
         threads=threads,
-        progress=lambda line: None if as_json else err.print(line),
+        profile=profile,
+        progress=_progress_lines(as_json),
     )
+    _show(done, results, as_json)
+
+
+@bench_app.command("decode")
+def bench_decode_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Two batch sizes alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time decoding, Mamba beside a Transformer with a KV cache, batch 1 to 128."""
+    from seqbench.suite.bench import decode
+
+    _check_bench(results, device, threads)
+    done = decode.bench_decode(
+        batches=decode.QUICK if quick else decode.BATCHES,
+        device=device,
+        threads=threads,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
+@bench_app.command("memory")
+def bench_memory_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Two lengths alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the peak memory of a training step through one Mamba layer, whole and in pieces."""
+    from seqbench.suite.bench import memory
+
+    _check_bench(results, device, threads)
+    done = memory.bench_memory(
+        lengths=memory.QUICK if quick else memory.LENGTHS,
+        device=device,
+        threads=threads,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
+def _check_bench(results: Path, device: str, threads: int | None) -> None:
+    """Raises for what would only fail after minutes of timing."""
+    from seqbench.suite import runner
+
+    _check_range("--threads", threads, 1)
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: valid are cpu and cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: no CUDA device here; run on one, or use --device cpu")
+    runner.check_writable(results)
+
+
+def _progress_lines(quiet: bool) -> Callable[[str], None]:
+    return lambda line: None if quiet else err.print(line)
+
+
+def _show(done: Result, results: Path, as_json: bool) -> None:
+    """Writes a bench's result, and prints it as a table or as JSON."""
     paths = done.write(results / "bench")
     if as_json:
         print(done.to_json())
         return
+    out.print(done.title(), soft_wrap=True, style="bold")
     out.print(done.table())
+    for line in done.remarks():
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
     for path in paths:
         err.print(str(path))
 
@@ -504,7 +621,8 @@ def _report(results: Path, grid: str | None, cells: Sequence[Cell] | None, as_js
         }
         print(json.dumps(found, indent=2))
         return
-    out.print(to_rich(drawn.headline))
+    for table in drawn.verdicts or (drawn.headline,):
+        out.print(to_rich(table))
     err.print(f"tables in {results}/tables/, plots in {results}/plots/, all of it in {drawn.index}")
 
 
@@ -555,7 +673,7 @@ def _users_fault(error: Exception) -> bool:
     # Imported late: these modules import torch, and a UserError needs none of it.
     from seqbench.kernels.dispatch import BackendRefused
     from seqbench.models.base import ModelError
-    from seqbench.suite.bench.scan import GateClosed
+    from seqbench.suite.bench.result import GateClosed
     from seqbench.tasks.base import TaskError
 
     return isinstance(error, TaskError | ModelError | BackendRefused | GateClosed)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from seqbench.models.build import build_model
 from seqbench.suite import checkpoint, training
 from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Cell, Request, UserError
@@ -289,3 +290,17 @@ def test_a_checkpoint_keeps_tensors_and_plain_data(tmp_path: Path) -> None:
     assert torch.equal(tensors["a"], tied) and torch.equal(tensors["b"], tied)
     assert state == {"step": 1, "stage": None}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_width_is_chosen_to_match_another_model_in_size() -> None:
+    request = Request(task="induction-heads", model="s4", same_size_as="mamba")
+    own = resolve(Request(task="induction-heads", model="s4"), 0)
+    matched = resolve(request, 0)
+    by_hand = resolve(request, 0, [("model.d_model", 24)])
+    sizes = {
+        name: build_model(c.model, vocab_size=16, **c.model_config).num_parameters
+        for name, c in (("own", own), ("matched", matched))
+    }
+    mamba = build_model("mamba", vocab_size=16, d_model=64, num_layers=2).num_parameters
+    assert abs(sizes["matched"] - mamba) < 0.15 * mamba < abs(sizes["own"] - mamba)
+    assert by_hand.model_config["d_model"] == 24
