@@ -127,7 +127,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices of one cell, which share its batches.")] = 1,
     strategy: Annotated[
-        str, typer.Option(help="Lightning's, over those devices: auto, ddp, fsdp.")
+        str, typer.Option(help="Lightning's, over those devices: auto or ddp.")
     ] = "auto",
     cells_per_gpu: Annotated[int, typer.Option(help="Cells that share a GPU.")] = 1,
     compile: Annotated[
@@ -505,7 +505,7 @@ def _execution(
     _check_range("--threads", threads, 1)
     for option, value, valid in (
         ("device", device, ("auto", "cpu", "cuda")),
-        ("strategy", others["strategy"], ("auto", "ddp", "fsdp")),
+        ("strategy", others["strategy"], ("auto", "ddp")),
         ("compile", others["compile"], ("off", "default", "graphs")),
     ):
         if value not in valid:

@@ -567,6 +567,11 @@ def fit(
 ) -> None:
     """Takes the steps of that range through Lightning."""
     train = module.cell.train
+    if train.batch_size % devices:
+        raise UserError(
+            f"--devices {devices}: they share a batch; train.batch_size={train.batch_size} does "
+            "not divide evenly; change one of the two"
+        )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # The stream makes its batches in the step itself: there is no loader to give workers to.
