@@ -7,8 +7,10 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -161,6 +163,7 @@ def run(
     as_json: Json = False,
 ) -> int:
     """Run the missing cells of a grid, then draw its tables and plots."""
+    began = time.monotonic()
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
     from seqbench.suite.expectation import declare
@@ -213,6 +216,8 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
+        if budget is not None:
+            execution = replace(execution, budget=max(1.0, budget - (time.monotonic() - began)))
         with _progress(plan.missing, as_json) as on_event:
             launch(plan.missing, results, execution, on_event=on_event)
         plan = runner.plan(cells, results)

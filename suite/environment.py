@@ -77,6 +77,7 @@ def processor() -> str:
 def reset_peak_memory(device: torch.device) -> None:
     """Starts a new measurement of peak memory."""
     if device.type == "cuda":
+        torch.cuda.init()  # before it the statistics do not exist
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):  # not Linux
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM restarts from now

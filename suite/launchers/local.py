@@ -165,10 +165,12 @@ class _Launch:
             elif ended == "busy":
                 self._put_off(cell)
             elif ended == "paused":
-                if one.reason is not None:
-                    self._record_end(cell, index, one.reason, _last_lines(one.log))
                 # A worker that was told to stop takes no more cells.
                 _close(self.workers.pop(index))
+                if one.reason is not None:
+                    self._record_end(cell, index, one.reason, _last_lines(one.log))
+                else:
+                    self._put_off(cell)
             else:
                 code = _close(self.workers.pop(index))
                 if one.reason is not None or not self.stopping.is_set():
@@ -190,6 +192,7 @@ class _Launch:
                     stderr=errors,
                     text=True,
                     env=env,
+                    start_new_session=True,  # a signal to the whole group is the launcher's to pass
                 )
         except OSError as error:
             raise StorageError(
