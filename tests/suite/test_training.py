@@ -207,6 +207,20 @@ def test_a_finished_checkpoint_does_not_stand_in_for_a_deleted_record(tmp_path: 
     assert timeless(run(one, tmp_path)) == timeless(run(one, tmp_path))
 
 
+def test_a_cell_twice_is_the_same_record_but_for_times_and_says_how_far_that_goes(
+    tmp_path: Path,
+) -> None:
+    a, b = run(cell(), tmp_path / "a"), run(cell(), tmp_path / "b")
+    assert a.cost is not None and b.cost is not None
+    measured = ("tokens_per_second", "peak_memory_bytes", "train_seconds", "wall_seconds")
+    assert replace(a.cost, **dict.fromkeys(measured, 0)) == replace(
+        b.cost, **dict.fromkeys(measured, 0)
+    )
+    assert a.environment == b.environment
+    assert timeless(a) == timeless(b)
+    assert a.environment["determinism"].startswith("bitwise")
+
+
 def test_seeds_give_different_runs_and_share_the_test_set(tmp_path: Path) -> None:
     one = cell()
     other = replace(one, seed=4)
