@@ -326,7 +326,7 @@ def test_records_of_several_machines_merge_by_copying_files(tmp_path: Path) -> N
 
 OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--results", "/proc/results"], ["/proc/results", "--results"]),
-    (["--device", "gpu"], ["--device", "gpu", "valid"]),
+    (["--device", "gpu"], ["--device", "gpu", "cpu"]),
     (["--devices", "0"], ["--devices", "0"]),
     (["--strategy", "dpp"], ["dpp", "ddp"]),
     (["--compile", "yes"], ["--compile", "yes", "graphs"]),
