@@ -31,6 +31,7 @@ from seqbench.models.discovery import (
 __all__ = [
     "ModelInfo",
     "build_model",
+    "config_of",
     "describe",
     "match_parameters",
     "options_of",
@@ -238,6 +239,11 @@ def options_of(name: str) -> dict[str, Any]:
     """Option -> default, for the model of that name."""
     parts = _parts(name, None)
     return {**parts.options(), **parts.preset_options}
+
+
+def config_of(name: str) -> tuple[type, ...]:
+    """The config dataclasses that the options of that model come from."""
+    return _parts(name, None).configs()
 
 
 def describe(

@@ -162,6 +162,14 @@ class SelectiveCopying(Task):
             for n in self.config.test_lengths
         }
 
+    def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The data tokens of each row one after the other, one at each marker."""
+        marker = self.config.vocab_size - 1
+        is_marker = inputs == marker
+        data_first = torch.argsort(((inputs == NOISE) | is_marker).long(), dim=1, stable=True)
+        nth = (is_marker.cumsum(1) - 1).clamp(min=0)
+        return inputs.gather(1, data_first.gather(1, nth))
+
     def _stages(self) -> tuple[tuple[int, int], ...]:
         """(length, data tokens) of the curriculum."""
         c = self.config
