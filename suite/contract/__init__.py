@@ -83,15 +83,14 @@ def frozen_config(config: Any) -> None:
     need(config.__dataclass_params__.frozen, f"{name} is not frozen: @dataclass(frozen=True, ...)")
     for field in dataclasses.fields(config):
         need(field.kw_only, f"{name}.{field.name} is not keyword-only: @dataclass(kw_only=True)")
-        missing = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        need(not missing, f"{name}.{field.name} has no default")
+        missing = dataclasses.MISSING
+        given = field.default is not missing or field.default_factory is not missing
+        need(bool(given), f"{name}.{field.name} has no default")
     get_type_hints(config)
 
 
 def alternatives(hint: Any, value: Any) -> list[Any]:
-    """Other values for a config field of that type, the likeliest to be valid first; may be none."""
+    """Other values for a config field of that type, the likeliest to be valid first; maybe none."""
     kind, arguments = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         found = list(itertools.chain.from_iterable(alternatives(a, value) for a in arguments))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from seqbench.models.base import ModelError, SequenceLayer, parameter_groups
+from seqbench.models.base import Block, ModelError, SequenceLayer, parameter_groups
 from seqbench.models.build import build_model, config_of, options_of
 from seqbench.models.discovery import block_class, layer_class
 from seqbench.suite.contract import (
@@ -24,7 +24,7 @@ from seqbench.suite.contract import (
 )
 
 VOCAB = 11
-WIDTH = 16
+WIDTH = 32
 TOLERANCE = 1e-9  # float64, summed in another order
 
 
@@ -43,8 +43,8 @@ class Subject:
     def build(self, **options: Any) -> Any:
         """The model as it is initialised, the same one every time."""
         torch.manual_seed(0)
-        sizes = {"vocab_size": VOCAB, "d_model": WIDTH, "num_layers": 2}
-        return build_model(self.name, **sizes, **{**self.options, **options})
+        merged = {**self.options, **options}
+        return build_model(self.name, vocab_size=VOCAB, d_model=WIDTH, num_layers=2, **merged)
 
     def model(self) -> Any:
         """The model in float64, moved off what its initialisation sets to zero."""
@@ -94,7 +94,14 @@ def builds(s: Subject) -> str:
 
 def shapes(s: Subject) -> str:
     """(B, L) tokens become (B, L, V) logits, and a layer's output is shaped as its input."""
-    model, tokens = s.model(), _tokens(3, 9)
+    logits_of(s.model(), VOCAB)
+    return "(B, L) -> (B, L, V)"
+
+
+@torch.no_grad()
+def logits_of(model: Any, vocab_size: int) -> Tensor:
+    """Logits of a few tokens, from forward, forward with a state, and step; raises Broken."""
+    tokens = _tokens(3, 9) % vocab_size
     wrong: list[str] = []
 
     def watch(module: nn.Module, arguments: Any, result: Any) -> None:
@@ -104,7 +111,7 @@ def shapes(s: Subject) -> str:
             wrong.append(f"{type(module).__name__} maps {tuple(arguments[0].shape)} to {got}")
 
     for module in model.modules():
-        if isinstance(module, SequenceLayer):
+        if isinstance(module, SequenceLayer | Block):
             module.register_forward_hook(watch)
     try:
         logits = model(tokens)
@@ -119,12 +126,12 @@ def shapes(s: Subject) -> str:
     for found, call in ((with_state, "forward with a state"), (stepped, "step")):
         need(isinstance(found, tuple) and len(found) == 2, f"{call} returns no (output, state)")
     for got, want in (
-        (logits, (3, 9, VOCAB)),
-        (with_state[0], (3, 9, VOCAB)),
-        (stepped[0], (3, VOCAB)),
+        (logits, (3, 9, vocab_size)),
+        (with_state[0], (3, 9, vocab_size)),
+        (stepped[0], (3, vocab_size)),
     ):
         need(tuple(got.shape) == want, f"logits {tuple(got.shape)}: must be {want}")
-    return "(B, L) -> (B, L, V)"
+    return logits
 
 
 def dtypes(s: Subject) -> str:
@@ -255,7 +262,8 @@ def config_keys_live(s: Subject) -> str:
             untried.append(key)
             continue
         # Some options only count under another: the MLP's width where there is an MLP.
-        beside = ({k: v} for k in options if k != key for v in others[k][:4])
+        siblings = next(h for h in map(get_type_hints, config_of(s.name)) if key in h)
+        beside = ({k: v} for k in siblings if k != key for v in others[k][:3])
         need(
             changed or any(_changes(s, key, others[key], more) for more in beside),
             f"{key} changes nothing",

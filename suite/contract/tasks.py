@@ -152,7 +152,7 @@ def vocabulary(s: Subject) -> str:
         for part, values in (("inputs", batch.inputs), ("targets", _scored(batch.targets))):
             if values.numel():
                 low, high = int(values.min()), int(values.max())
-                inside = 0 <= low and high < size
+                inside = low >= 0 and high < size
                 need(inside, f"{split} {part}: {low} to {high}, outside [0, {size})")
     return f"inside [0, {size})"
 
@@ -292,7 +292,7 @@ def chance(s: Subject) -> str:
     else:
         low, high = 0.0, float(size) if s.task.headline == "perplexity" else math.log(size)
     slack = 1e-9
-    plausible = low - slack <= level <= high + slack and 0 < level and (not larger or level < 1)
+    plausible = low - slack <= level <= high + slack and level > 0 and (not larger or level < 1)
     need(
         plausible, f"{s.task.headline}={level:.6g}: of {size} tokens it is {low:.3g} to {high:.3g}"
     )
