@@ -98,9 +98,7 @@ def list_command(
 
 @app.command()
 def run(
-    grid: Annotated[
-        str | None, typer.Argument(help="A named grid, or a .yaml or .py file.")
-    ] = None,
+    grid: Annotated[str | None, typer.Argument(help="A grid: a name, or a file.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated integers.")] = None,
@@ -131,6 +129,7 @@ def run(
         raise discovery.unknown("launcher", launcher, ["local"])
     _check_range("--workers", workers, 1)
     _check_range("--threads", threads, 1)
+    _check_device(device)
     if (grid is None) == (tasks is None and models is None):
         raise UserError(
             "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
@@ -494,6 +493,18 @@ def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
 def _check_range(option: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{option} {value}: must be at least {least}")
+
+
+def _check_device(name: str) -> None:
+    from seqbench.suite import discovery
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise discovery.unknown("device in --device", name, ["auto", "cpu", "cuda"])
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA device here; valid here: auto, cpu")
 
 
 def _users_fault(error: Exception) -> bool:

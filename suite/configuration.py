@@ -7,10 +7,11 @@ value and what is valid.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -47,9 +48,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def build_config(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     """A config dataclass from plain values; raises UserError for unknown keys and wrong types."""
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
+    for key, value in values.items():
         if key not in names:
             raise unknown(f"key {where}.{key}:", key, names)
+        if isinstance(value, bool) and get_type_hints(cls)[key] in (int, float):
+            raise UserError(f"{where}.{key}={json.dumps(value)}: must be a number")
     try:
         checked: C = _adapter(cast(Any, cls)).validate_python(dict(values))
         return checked
@@ -140,12 +143,37 @@ def _matched_width(request: Request, vocab_size: int, config: Mapping[str, Any])
     return {"d_model": width}
 
 
+# The least value of each, whether it may be that value itself, and the most.
+_RANGES: dict[str, tuple[float, bool, float]] = {
+    "steps": (1, True, math.inf),
+    "batch_size": (1, True, math.inf),
+    "eval_every": (1, True, math.inf),
+    "eval_batches": (1, True, math.inf),
+    "test_batches": (1, True, math.inf),
+    "lr": (0, False, math.inf),
+    "min_lr": (0, True, math.inf),
+    "warmup_steps": (0, True, math.inf),
+    "weight_decay": (0, True, math.inf),
+    "clip": (0, True, math.inf),
+    "beta1": (0, True, 1),
+    "beta2": (0, True, 1),
+    "patience": (1, True, math.inf),
+    "curriculum_pass": (0, True, 1),
+    "curriculum_until": (0, True, 1),
+}
+
+
 def _check_train(train: TrainConfig) -> None:
-    for key in ("steps", "batch_size", "eval_every", "eval_batches", "test_batches"):
-        if getattr(train, key) < 1:
-            raise UserError(f"train.{key}={getattr(train, key)}: must be at least 1")
-    if not train.lr > 0:
-        raise UserError(f"train.lr={train.lr}: must be above 0")
+    for key, (least, included, most) in _RANGES.items():
+        value = getattr(train, key)
+        if value is None or (least < value <= most or (included and value == least)):
+            continue
+        bound = "at least" if included else "above"
+        more = f" and at most {most:g}" if most < math.inf else ""
+        raise UserError(f"train.{key}={value}: must be {bound} {least:g}{more}")
+    for key in ("beta1", "beta2"):
+        if getattr(train, key) == 1:
+            raise UserError(f"train.{key}=1: must be below 1")
 
 
 @lru_cache(maxsize=64)

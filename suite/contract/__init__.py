@@ -82,7 +82,10 @@ def frozen_config(config: Any) -> None:
     name = config.__name__
     need(config.__dataclass_params__.frozen, f"{name} is not frozen: @dataclass(frozen=True, ...)")
     for field in dataclasses.fields(config):
-        need(field.kw_only, f"{name}.{field.name} is not keyword-only: @dataclass(kw_only=True)")
+        need(
+            bool(field.kw_only),
+            f"{name}.{field.name} is not keyword-only: @dataclass(kw_only=True)",
+        )
         missing = dataclasses.MISSING
         given = field.default is not missing or field.default_factory is not missing
         need(bool(given), f"{name}.{field.name} has no default")
