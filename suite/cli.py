@@ -44,8 +44,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: where they lie, their checksums.", no_args_is_help=True)
 bench_app = typer.Typer(help="Timings behind a correctness gate.", no_args_is_help=True)
+new_app = typer.Typer(help="Write a working file of your own, with its test.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(new_app, name="new")
 
 LAUNCHERS = ("local", "ray", "slurm")
 UNFINISHED = 3  # exit status of a sitting that ended before its cells
@@ -109,7 +111,7 @@ def list_command(
 
 @app.command()
 def run(
-    grid: Annotated[str | None, typer.Argument(help="A named grid, or path/to/grid.py.")] = None,
+    grid: Annotated[str | None, typer.Argument(help="A grid: a name, or a file.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated integers.")] = None,
@@ -195,6 +197,9 @@ def run(
     else:
         if tasks is None or models is None:
             raise UserError("run: --tasks and --models go together")
+        for option, names in (("--tasks", tasks), ("--models", models)):
+            if not _names(names):
+                raise UserError(f"{option} {names!r}: give names, comma-separated (seqbench list)")
         cells = runner.product_cells(
             _names(tasks),
             _names(models),
@@ -243,8 +248,10 @@ def report(
     as_json: Json = False,
 ) -> int:
     """Draw tables, plots and the HTML page from the records."""
-    from seqbench.suite import runner
+    from seqbench.suite import discovery, runner
 
+    if grid is not None:
+        discovery.grid_module(grid)  # its name first: the folder is the smaller mistake
     if published:
         results = _published()
     if not (results / "records").is_dir():
@@ -476,6 +483,66 @@ def data_verify(
     return 1 if any(s.startswith("corrupt") for s in found.values()) else 0
 
 
+@new_app.command("task")
+def new_task(
+    name: Annotated[str, typer.Argument(help="Small letters and dashes: my-task.")],
+    into: Annotated[Path, typer.Option(help="The folder to write to.")] = Path(),
+) -> None:
+    """Write a working task and its test, to be changed into yours."""
+    from seqbench.suite.new import write_new
+
+    file, test = write_new("task", name, into)
+    print(file)
+    print(test)
+    err.print(f"next: seqbench check-plugin {file}; seqbench run --tasks {file} --models mamba")
+
+
+@new_app.command("model")
+def new_model(
+    name: Annotated[str, typer.Argument(help="Small letters and dashes: my-layer.")],
+    into: Annotated[Path, typer.Option(help="The folder to write to.")] = Path(),
+) -> None:
+    """Write a working sequence layer and its test, to be changed into yours."""
+    from seqbench.suite.new import write_new
+
+    file, test = write_new("model", name, into)
+    print(file)
+    print(test)
+    err.print(
+        f"next: seqbench check-plugin {file}; "
+        f"seqbench run --tasks selective-copying --models mamba+{file}"
+    )
+
+
+@app.command("check-plugin")
+def check_plugin_command(
+    name: Annotated[str, typer.Argument(help="A name, BLOCK+LAYER, or the path of a file.")],
+    kind: Annotated[
+        str | None, typer.Option(help="task, grid, model, layer or block; by default all it is.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Hold a task, model or grid against its contract, a line for every rule."""
+    from dataclasses import asdict
+
+    from seqbench.suite.contract.plugin import check_plugin
+
+    logging.getLogger("seqbench").setLevel(logging.WARNING)
+    reports = check_plugin(name, kind)
+    broken = [finding for report in reports for finding in report.broken]
+    if as_json:
+        print(json.dumps([asdict(report) for report in reports], indent=2))
+        return 1 if broken else 0
+    marks = {"ok": "ok", "broken": "BROKEN", "not checked": "-"}
+    for report in reports:
+        print(f"{report.kind} {report.name}")
+        for finding in report.findings:
+            print(f"  {marks[finding.status]:<6}  {finding.rule:<20}  {finding.note}")
+        count = len(report.broken)
+        print(f"{count} rules are broken" if count else "every rule that could be checked holds")
+    return 1 if broken else 0
+
+
 @app.command()
 def doctor(as_json: Json = False) -> int:
     """Report the environment, each backend's refusal, and whether forward = step holds."""
@@ -649,9 +716,12 @@ def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in _names(text))
+        numbers = tuple(int(part) for part in _names(text))
     except ValueError:
-        raise UserError(f"{option} {text}: give comma-separated integers, as in 0,1,2") from None
+        numbers = ()
+    if not numbers or min(numbers) < 0:
+        raise UserError(f"{option} {text!r}: give comma-separated integers from 0 on, as in 0,1,2")
+    return numbers
 
 
 def _bytes(option: str, text: str | None) -> int | None:
@@ -671,6 +741,18 @@ def _bytes(option: str, text: str | None) -> int | None:
 def _check_range(option: str, value: float | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{option} {value}: must be at least {least}")
+
+
+def _check_device(name: str) -> None:
+    from seqbench.suite import discovery
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise discovery.unknown("device in --device", name, ["auto", "cpu", "cuda"])
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA device here; valid here: auto, cpu")
 
 
 def _users_fault(error: Exception) -> bool:

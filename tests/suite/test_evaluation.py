@@ -93,7 +93,9 @@ def test_a_record_says_which_lengths_were_left_out(
         record = run_cell(cell, tmp_path, device="cpu")
         assert record is not None and record.status == "done", record
         assert list(record.stopped) == left_out
-        assert list(record.variants) == [n for n in ("length=32", "length=128") if n not in left_out]
+        assert list(record.variants) == [
+            n for n in ("length=32", "length=128") if n not in left_out
+        ]
         assert record.variants["length=32"]["sequences"] == 4
         assert all("length 128 is too long" in why for why in record.stopped.values())
 
