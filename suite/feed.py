@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from seqbench.tasks.base import Batch, Task
 
-AHEAD = 4  # batches that each process keeps ready
+AHEAD = 2  # batches that each process keeps ready: they lie in shared memory, which may be small
 
 
 class Made(NamedTuple):

@@ -50,7 +50,7 @@ STAGE_STEPS = 10  # a stage of the curriculum is passed after a multiple of this
 ACCURACY_DECAY = 0.9  # of the moving average that ends a stage
 AGREE_STEPS = 10  # steps between looks at `pause` where several processes must agree
 LOG_LINES = 10  # of a traceback, kept in the record
-PREFETCH = 8  # processes that make batches for a GPU, at most
+PREFETCH = 4  # processes that make batches for a GPU, at most
 
 
 class Diverged(RuntimeError):

@@ -34,11 +34,12 @@ def cell(seed: int, **changes: Any) -> Cell:
 
 
 @pytest.fixture
-def ray_cluster() -> Iterator[Any]:
-    """Two Ray nodes on this machine; the first, which has the driver, takes no cells."""
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster on this machine; its first node, which has the driver, takes no cells."""
     ray = pytest.importorskip("ray", reason="needs the extra cluster")
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine they would never get on
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -54,7 +55,7 @@ def test_the_cells_of_a_lost_ray_node_run_on_another(ray_cluster: Any, tmp_path:
     from seqbench.suite.launchers import ray as launcher
 
     doomed = ray_cluster.add_node(num_cpus=1)
-    cells = [cell(seed, train__steps=400) for seed in (0, 1)]
+    cells = [cell(seed, train__steps=200) for seed in (0, 1)]
 
     def lose_a_node() -> None:
         while not list((tmp_path / "locks").glob("*.lock")):  # until a cell runs there
