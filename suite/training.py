@@ -49,6 +49,7 @@ EVENT_SECONDS = 0.5
 STAGE_STEPS = 10  # a stage of the curriculum is passed after a multiple of this many steps
 ACCURACY_DECAY = 0.9  # of the moving average that ends a stage
 AGREE_STEPS = 10  # steps between looks at `pause` where several processes must agree
+ERROR_LENGTH = 500  # of an exception's own words, in a record
 LOG_LINES = 10  # of a traceback, kept in the record
 PREFETCH = 4  # processes that make batches for a GPU, at most
 
@@ -373,7 +374,9 @@ def run_cell(
         raise
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        said = " ".join(str(error).split())  # a compiler's can be pages
+        said = said if len(said) <= ERROR_LENGTH else said[: ERROR_LENGTH - 3] + "..."
+        message = f"{type(error).__name__}: {said} ({Path(where.filename).name}:{where.lineno})"
         if _out_of_memory(error):
             message = f"out of memory: {message}"
         lines = traceback.format_exc().splitlines()

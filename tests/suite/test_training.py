@@ -174,6 +174,16 @@ def test_batches_made_ahead_change_nothing(tmp_path: Path) -> None:
     assert timeless(record) == timeless(run(one, tmp_path, prefetch=0))
 
 
+@pytest.mark.slow  # a C++ compiler's minute
+def test_a_compiled_step_keeps_the_curve(tmp_path: Path) -> None:
+    one = cell("transformer")
+    plain = run(one, tmp_path / "plain")
+    compiled = run(one, tmp_path / "compiled", compile="default")
+    assert compiled.environment["compile"] == "default"
+    for a, b in zip(plain.curve, compiled.curve, strict=True):
+        assert b.train_loss == pytest.approx(a.train_loss, rel=1e-3)
+
+
 def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     one = cell("s4")
     assert run_cell(one, tmp_path, device="cpu", stop_after=3) is None
@@ -267,13 +277,15 @@ def test_a_loss_that_is_not_finite_is_recorded_as_diverged(tmp_path: Path) -> No
 
 def test_an_exception_of_the_model_is_recorded_as_failed(tmp_path: Path) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("no such luck")
+        raise RuntimeError("no such luck\n" + "and more\n" * 10_000)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "build_model", broken)
         record = run_cell(cell(), tmp_path, device="cpu")
     assert record is not None
-    assert record.status == "failed" and record.error is not None and "no such luck" in record.error
+    assert record.status == "failed" and record.error is not None
+    assert "no such luck" in record.error and "test_training.py" in record.error
+    assert "\n" not in record.error and len(record.error) < 1000
 
 
 def test_the_curriculum_goes_through_its_stages_and_ends_in_the_task(tmp_path: Path) -> None:
