@@ -83,6 +83,7 @@ class _Launch:
         self.results, self.execution, self.on_event = results, execution, on_event
         self.pending = deque(cells)
         self.waiting: deque[tuple[float, Cell]] = deque()  # others' cells, and when to look again
+        self.told: set[str] = set()  # cells that the user knows to be others'
         self.finished: list[Record] = []
         self.mutex = threading.Lock()
         self.workers: dict[int, _Worker] = {}
@@ -154,6 +155,10 @@ class _Launch:
         if path_of(self.results, cell).exists():
             self._done(index, cell)
         elif lock.busy(self.results, cell):
+            if cell.digest not in self.told:
+                self.told.add(cell.digest)
+                message = f"{cell.label}: another runner has it; waiting"
+                self.on_event(index, cell, {"event": "log", "level": "INFO", "message": message})
             self._put_off(cell)
         else:
             if index not in self.workers:

@@ -292,9 +292,16 @@ def test_a_cell_that_another_runner_has_is_waited_for(tmp_path: Path) -> None:
         write(tmp_path, Record(cell=one, digest=one.digest, status="done"))
         held.release()
 
-    threading.Timer(0.5, finish).start()
-    (record,) = run([one], tmp_path)
+    events: list[Mapping[str, Any]] = []
+
+    def note(worker: int, running: Cell, event: Mapping[str, Any]) -> None:
+        events.append(event)
+
+    threading.Timer(3 * local.BUSY_SECONDS, finish).start()
+    (record,) = run([one], tmp_path, note)
     assert record.status == "done"
+    assert [e["event"] for e in events] == ["log", "done"]
+    assert "another runner has it" in events[0]["message"]
 
 
 def test_gpus_are_shared_out() -> None:

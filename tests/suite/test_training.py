@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,9 @@ def test_batches_made_ahead_change_nothing(tmp_path: Path) -> None:
     assert timeless(record) == timeless(run(one, tmp_path, prefetch=0))
 
 
-@pytest.mark.slow  # a C++ compiler's minute
-def test_a_compiled_step_keeps_the_curve(tmp_path: Path) -> None:
+def test_a_compiled_step_keeps_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for the compiler, whose C++ would take a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     one = cell("transformer")
     plain = run(one, tmp_path / "plain")
     compiled = run(one, tmp_path / "compiled", compile="default")
