@@ -56,7 +56,7 @@ def test_the_cells_of_a_lost_ray_node_run_on_another(ray_cluster: Any, tmp_path:
     from seqbench.suite.launchers import ray as launcher
 
     (doomed,) = ray_cluster.worker_nodes
-    cells = [cell(seed, train__steps=200) for seed in (0, 1, 2)]
+    cells = [cell(seed, train__steps=600) for seed in (0, 1, 2)]
 
     def lose_a_node() -> None:
         while len(list((tmp_path / "locks").glob("*.lock"))) < 2:  # until both nodes have a cell
