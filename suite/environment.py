@@ -123,7 +123,7 @@ def keep_freed_memory() -> None:
     """Makes the C library keep large blocks that are freed, for the next step to take again.
 
     Left alone, glibc hands them back to the system and takes them anew, page by page, at every
-    step: on a CPU that can cost a third of a training step. Elsewhere than on glibc it does nothing.
+    step: on a CPU that can cost a third of a training step. Without glibc it does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
