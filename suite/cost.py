@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def flops_per_token(model: nn.Module, length: int, device: torch.device) -> float:
@@ -26,11 +26,21 @@ def flops_per_token(model: nn.Module, length: int, device: torch.device) -> floa
 
 
 def kernel_flops() -> dict[Any, Any]:
-    """FLOP formulas of our own operators, by operator."""
+    """FLOP formulas, by operator: of our own, and of torch's attention on CPU, which it lacks."""
     import seqbench.kernels.causal_conv1d
     import seqbench.kernels.selective_scan  # noqa: F401  (both register their operators)
 
-    return {torch.ops.seqbench.selective_scan: _scan_flops}
+    return {
+        torch.ops.seqbench.selective_scan: _scan_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    }
+
+
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """As torch counts it on a GPU: the masked half too."""
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _scan_flops(
