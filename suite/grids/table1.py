@@ -28,7 +28,7 @@ ROWS = (  # model, block and layer as the paper names them, whether the layer se
     ("mamba+hyena", "Mamba block, Hyena", False),
     ("mamba", "Mamba block, S6", True),
 )
-CPU = {"task.length": 256, "train.steps": 5000}
+CPU = {"task.length": 256, "train.steps": 6000}
 
 
 def requests(scale: str) -> list[Request]:
