@@ -31,6 +31,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
+    # Of Adam's denominator: gradients below it no longer move a weight, as those of a task that is
+    # solved to many digits are; lower it to train on.
+    eps: float = 1e-8
     clip: float = 1.0  # gradient norm; 0: no clipping
     eval_every: int = 100  # steps between validations
     eval_batches: int = 8  # validation batches at most

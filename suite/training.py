@@ -96,6 +96,7 @@ class CellModule(lightning.LightningModule):
             parameter_groups(self.model, train.weight_decay),
             lr=train.lr,
             betas=(train.beta1, train.beta2),
+            eps=train.eps,
             # One kernel for all parameters; it would undo the loss scaling before the clipping.
             fused=train.precision != "16-mixed",
         )
