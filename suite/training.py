@@ -23,7 +23,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from seqbench.models.build import build_model, parameter_groups
@@ -38,6 +38,7 @@ from seqbench.suite.feed import Feed, Made
 from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
+from seqbench.suite.selection import write_selection
 from seqbench.tasks.base import IGNORE, METRICS, Task
 
 Event = Mapping[str, Any]
@@ -456,6 +457,7 @@ class _Run:
             {f"model/{k}": v for k, v in self.model.state_dict().items()},
             {"finished": True, "cell": asdict(self.cell)},
         )
+        write_selection(self.saved.parents[1], self.cell, self.task, self.model)
         return self._record(devices, strategy)
 
     def compile(self, how: Compile) -> None:

@@ -168,6 +168,14 @@ class InductionHeads(Task):
             for n in self.config.test_lengths
         }
 
+    def oracle(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        """What followed the first special token; none with score_all, whose tokens are random."""
+        if self.config.score_all:
+            return None
+        first = (inputs == self.config.vocab_size - 1).long().argmax(1, keepdim=True)
+        after = (first + 1).clamp(max=inputs.shape[1] - 1)
+        return inputs.gather(1, after).expand_as(inputs)
+
     def _stages(self) -> tuple[int, ...]:
         """Lengths of the curriculum."""
         c = self.config

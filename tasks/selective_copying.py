@@ -75,6 +75,7 @@ class SelectiveCopying(Task):
     Config = SelectiveCopyingConfig
     config: SelectiveCopyingConfig
     headline = "accuracy"
+    shows_selection = True
     difficulty = ("length", "num_tokens", "vocab_size")
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
@@ -220,6 +221,16 @@ class SelectiveCopying(Task):
     @cached_property
     def _train_sets(self) -> TrainSets:
         return TrainSets()
+
+    def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The data tokens of each row one after the other, where the answers go."""
+        special = self.config.vocab_size - (2 if self.config.form == "mad-lab" else 1)
+        is_data = (inputs < special) & ((inputs > 0) | (self.config.form == "mad-lab"))
+        count = int(is_data[0].sum())
+        places = torch.argsort((~is_data).long(), dim=1, stable=True)[:, :count]
+        answers = inputs.clone()
+        answers[:, inputs.shape[1] - count :] = inputs.gather(1, places)
+        return answers
 
     def _stages(self) -> tuple[tuple[int, int], ...]:
         """(length, data tokens) of the curriculum."""

@@ -1,29 +1,28 @@
 """Verdicts: a grid's rows against the bands it declares, the paper's numbers in a column apart.
 
-What a grid declares: `seqbench.suite.expectation`.
+What a grid declares, and the file it is read from: `seqbench.suite.expectation`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seqbench.suite import discovery
-from seqbench.suite.expectation import Expected
-from seqbench.suite.experiment import UserError
+from seqbench.suite.expectation import (
+    DeclaredRow,
+    declared_files,
+    family,
+    load_declared,
+)
 from seqbench.suite.records import Record
-from seqbench.suite.report import paper
 from seqbench.suite.report.aggregate import (
     T_SEEDS,
     Estimate,
     estimate,
-    flat_settings,
     scale_notes,
     slug,
 )
@@ -39,30 +38,22 @@ from seqbench.suite.report.tables import (
 )
 
 
-_SIZES = {"model.d_model", "model.num_layers"}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One row that a grid expects, with the records that answer to it, whatever their status."""
+    """One row that a grid declares, with the records that answer to it, whatever their status."""
 
-    expected: Expected
+    row: DeclaredRow
     records: tuple[Record, ...]
-
-    @property
-    def metric(self) -> str:
-        """What is judged; "" where no record says."""
-        return self.expected.metric or next((r.headline for r in self.records if r.headline), "")
 
     @cached_property
     def values(self) -> tuple[float, ...]:
         """The metric of every seed that has it."""
         found = []
         for record in self.records:
-            label = self.expected.variant
+            label = self.row.variant
             metrics = record.variants.get(label, {}) if label else record.test
-            if self.metric in metrics:
-                found.append(float(metrics[self.metric]))
+            if self.row.metric in metrics:
+                found.append(float(metrics[self.row.metric]))
         return tuple(found)
 
     @property
@@ -76,12 +67,12 @@ class Line:
 
     def holds(self, value: float) -> bool:
         """Whether a value lies in the band."""
-        low, high = self.expected.low, self.expected.high
+        low, high = self.row.low, self.row.high
         return (low is None or value >= low) and (high is None or value <= high)
 
     @property
     def banded(self) -> bool:
-        return self.expected.low is not None or self.expected.high is not None
+        return self.row.low is not None or self.row.high is not None
 
     @property
     def verdict(self) -> str:
@@ -89,41 +80,21 @@ class Line:
         median = self.median
         if median is None:
             reasons = [r.status for r in self.records if r.status != "done"]
-            if any(self.expected.variant in r.stopped for r in self.records):
+            if any(self.row.variant in r.stopped for r in self.records):
                 return "stopped"
             return "/".join(dict.fromkeys(reasons)) if reasons else "not run"
         if not self.banded:
             return "no band"
         if self.holds(median):
             return "inside"
-        return "below" if self.expected.low is not None and median < self.expected.low else "above"
-
-    @property
-    def paper(self) -> float | str | None:
-        """The paper's number in the metric's unit, or in words; NaN: did not fit in its memory."""
-        given = self.expected.paper
-        options = {k for k in self.expected.request.settings if k.startswith("model.")} - _SIZES
-        if given is not None or not self.records or options:  # another model than the paper's
-            return given
-        cell = self.records[0].cell
-        label, _, at = self.expected.variant.partition("=")
-        for series in paper.series_for(cell.task, cell.model):
-            if series.metric != self.metric:
-                continue
-            if series.axis == "test length":
-                length = at if label == "length" else cell.task_config.get("length")
-                if length is not None and int(length) in series.values:
-                    return series.values[int(length)]
-            elif not self.expected.variant and len(series.values) == 1:
-                return next(iter(series.values.values()))
-        return None
+        return "below" if self.row.low is not None and median < self.row.low else "above"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A grid at one scale against its bands."""
 
-    grid: str
+    grid: str  # the stem of the file that declares it: table1-cpu
     title: str
     scale: str
     lines: tuple[Line, ...]
@@ -136,31 +107,27 @@ class Verdict:
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"verdict-{slug(Path(self.grid).stem, self.scale)}"
-
-    @property
-    def bands(self) -> str:
-        """Everything the grid declares, as text: a report is stale once it changes."""
-        return repr([line.expected for line in self.lines])
+        return f"verdict-{slug(self.grid)}"
 
 
-def verdicts(records: Sequence[Record], grid: str | None = None) -> list[Verdict]:
-    """The verdicts of a grid, or of every grid found, at each scale that the records have."""
+def verdicts(results: Path, records: Sequence[Record], grid: str | None = None) -> list[Verdict]:
+    """The verdicts of a grid, or of all that ran into `results`, as far as there are records."""
+    families: dict[str, list[Record]] = {}
+    files = declared_files(results)
+    for record in records if files else ():
+        families.setdefault(family(record.cell), []).append(record)
     made = []
-    scales = list(dict.fromkeys(r.cell.scale for r in records))
-    for name in [grid] if grid is not None else discovery.grid_names():
-        try:
-            module = discovery.grid_module(name)
-        except UserError:
-            continue  # a broken or absent grid file is no matter of the records
-        if not callable(getattr(module, "expected", None)):
+    for path in files:
+        declared = load_declared(path)
+        if grid is not None and not path.stem.startswith(Path(grid).stem):
             continue
-        summary = (module.__doc__ or name).strip().splitlines()[0].rstrip(".")
-        for scale in scales:
-            lines = _lines(module.expected(scale), [r for r in records if r.cell.scale == scale])
-            if any(line.records for line in lines):
-                title = str(getattr(module, "TITLE", summary))
-                made.append(Verdict(grid=name, title=title, scale=scale, lines=lines))
+        lines = tuple(
+            Line(row=row, records=tuple(families.get(row.cell, ()))) for row in declared.rows
+        )
+        if any(line.records for line in lines):
+            made.append(
+                Verdict(grid=path.stem, title=declared.title, scale=declared.scale, lines=lines)
+            )
     return made
 
 
@@ -168,8 +135,8 @@ def table(verdict: Verdict) -> Table:
     """Row by row: ours, the paper's in a column of its own, the band, inside it or not."""
     lines = verdict.lines
     records = verdict.records
-    metrics = {line.metric for line in lines if line.metric}
-    variants = any(line.expected.variant for line in lines)
+    metrics = {line.row.metric for line in lines}
+    variants = any(line.row.variant for line in lines)
     solved = any(r.cell.train.stop_at is not None for r in records)
     one = next(iter(metrics)) if len(metrics) == 1 else ""
     unit = f" ({metric_label(one)})" if one else ""
@@ -190,9 +157,9 @@ def table(verdict: Verdict) -> Table:
     for line in lines:
         rows.append(
             (
-                Entry(text=line.expected.name),
-                *([Entry(text=line.expected.variant or "test")] if variants else []),
-                *([] if one else [Entry(text=metric_label(line.metric) if line.metric else "")]),
+                Entry(text=line.row.name),
+                *([Entry(text=line.row.variant or "test")] if variants else []),
+                *([] if one else [Entry(text=metric_label(line.row.metric))]),
                 *_ours(line),
                 *([_share(_solved(line))] if solved else []),
                 _parameters(line),
@@ -229,40 +196,7 @@ def paper_text(value: float | str | None, metric: str) -> str:
         return NOTHING
     if isinstance(value, str):
         return value
-    return "oom" if math.isnan(value) else metric_text(value, metric)
-
-
-def _lines(expected: Iterable[Expected], records: Sequence[Record]) -> tuple[Line, ...]:
-    """Every row with its records: each record goes to the request that says most of it."""
-    rows = list(expected)
-    requests = {_key(e): e for e in rows}
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        cell = record.cell
-        settings = None
-        best: tuple[int, str] | None = None
-        for key, e in requests.items():
-            r = e.request
-            if (r.task, r.model, r.scale) != (cell.task, cell.model, cell.scale):
-                continue
-            settings = settings or {k: _json(v) for k, v in flat_settings(cell).items()}
-            fits = all(settings.get(k) == _json(v) for k, v in r.settings.items())
-            if fits and (best is None or len(r.settings) > best[0]):
-                best = len(r.settings), key
-        if best is not None:
-            found.setdefault(best[1], []).append(record)
-    return tuple(Line(expected=e, records=tuple(found.get(_key(e), ()))) for e in rows)
-
-
-def _key(expected: Expected) -> str:
-    r = expected.request
-    return _json([r.task, r.model, r.scale, dict(r.settings)])
-
-
-def _json(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)  # 1 and 1.0 are one setting
-    return json.dumps(value, sort_keys=True)
+    return metric_text(value, metric)
 
 
 def _ours(line: Line) -> tuple[Entry, Entry, Entry]:
@@ -272,11 +206,11 @@ def _ours(line: Line) -> tuple[Entry, Entry, Entry]:
     if median is None or score is None:
         return Entry(text=NOTHING, detail=detail), Entry(text=NOTHING), Entry(text=NOTHING)
     half = score.half_width
-    mean = metric_text(score.mean, line.metric)
+    mean = metric_text(score.mean, line.row.metric)
     return (
-        Entry(text=metric_text(median, line.metric), value=median, detail=detail),
+        Entry(text=metric_text(median, line.row.metric), value=median, detail=detail),
         Entry(
-            text=mean if half is None else f"{mean} ± {metric_text(half, line.metric)}",
+            text=mean if half is None else f"{mean} ± {metric_text(half, line.row.metric)}",
             value=score.mean,
         ),
         _share(_in_band(line)),
@@ -291,7 +225,7 @@ def _in_band(line: Line) -> tuple[int, int] | None:
 
 
 def _solved(line: Line) -> tuple[int, int] | None:
-    if line.expected.variant or not line.records:
+    if line.row.variant or not line.records:
         return None
     if line.records[0].cell.train.stop_at is None:
         return None
@@ -310,7 +244,7 @@ def _parameters(line: Line) -> Entry:
 
 
 def _band(line: Line) -> str:
-    low, high, metric = line.expected.low, line.expected.high, line.metric
+    low, high, metric = line.row.low, line.row.high, line.row.metric
     if low is not None and high is not None:
         return f"{metric_text(low, metric)} to {metric_text(high, metric)}"
     if low is not None:
@@ -324,9 +258,9 @@ def _judged(line: Line) -> Entry:
 
 
 def _paper(line: Line) -> Entry:
-    value = line.paper
-    number = value if isinstance(value, int | float) and not math.isnan(value) else None
-    return Entry(text=paper_text(value, line.metric), value=number)
+    value = line.row.paper
+    number = None if isinstance(value, str) else value
+    return Entry(text=paper_text(value, line.row.metric), value=number)
 
 
 def _notes(verdict: Verdict) -> list[str]:
@@ -345,32 +279,27 @@ def _notes(verdict: Verdict) -> list[str]:
     stopped: dict[str, list[str]] = {}
     for line in verdict.lines:
         for record in line.records:
-            reason = record.stopped.get(line.expected.variant)
+            reason = record.stopped.get(line.row.variant)
             if reason is not None and line.verdict == "stopped":
                 names = stopped.setdefault(reason, [])
-                text = f"{line.expected.name} at {line.expected.variant}"
+                text = f"{line.row.name} at {line.row.variant}"
                 names += [text] if text not in names else []
     notes += [f"Stopped: {', '.join(names)}: {reason}." for reason, names in stopped.items()]
-    cells = {(r.cell.task, r.cell.model) for r in verdict.records}
-    used = {s.source: s for task, model in sorted(cells) for s in paper.series_for(task, model)}
-    if any(isinstance(line.paper, float) and line.expected.paper is None for line in verdict.lines):
-        notes += [
-            f"The paper's (its scale, data and code, no part of the verdict): {s.source}, "
-            f"{s.setting}."
-            for s in used.values()
-        ]
+    notes += [
+        f"The paper's (its scale, data and code, no part of the verdict): {source}."
+        for source in dict.fromkeys(line.row.source for line in verdict.lines if line.row.source)
+    ]
     return notes
 
 
 def _tidy(verdict: Verdict, line: Line) -> Mapping[str, Any]:
     score, solved, in_band = line.score, _solved(line), _in_band(line)
-    value = line.paper
     return {
         "grid": verdict.grid,
         "scale": verdict.scale,
-        "row": line.expected.name,
-        "test_set": line.expected.variant or "test",
-        "metric": line.metric,
+        "row": line.row.name,
+        "test_set": line.row.variant or "test",
+        "metric": line.row.metric,
         "median": line.median,
         "mean": None if score is None else score.mean,
         "low": None if score is None else score.low,
@@ -380,9 +309,9 @@ def _tidy(verdict: Verdict, line: Line) -> Mapping[str, Any]:
         "seeds_in_band": None if in_band is None else in_band[0],
         "solved": None if solved is None else solved[0],
         "parameters": _parameters(line).value,
-        "band_low": line.expected.low,
-        "band_high": line.expected.high,
+        "band_low": line.row.low,
+        "band_high": line.row.high,
         "verdict": line.verdict,
-        "paper": "oom" if isinstance(value, float) and math.isnan(value) else value,
+        "paper": line.row.paper,
         "digests": " ".join(sorted(r.digest for r in line.records)),
     }

@@ -2,68 +2,59 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 from synthetic import record
 
+from seqbench.suite.expectation import declare, declared_files, family, load_declared
+from seqbench.suite.experiment import UserError
 from seqbench.suite.records import Record, write
 from seqbench.suite.report import check, write_report
+from seqbench.suite.report.tables import Table
 from seqbench.suite.report.verdict import table, verdicts
-
-GRID = '''"""A grid with bands: for the test.
-
-Cost: none.
-"""
-
-from seqbench.suite.expectation import Expected
-from seqbench.suite.experiment import Request
-
-SEEDS = (0, 1, 2)
-TITLE = "Table 1: selective copying"
-OFF = {"model.selective_B": False}
+from seqbench.suite.runner import grid_cells
 
 
-def _request(scale, model="mamba", task="selective-copying", **settings):
-    return Request(task=task, model=model, scale=scale, settings=settings)
+def _row(name: str, of: Record, **given: Any) -> dict[str, Any]:
+    plain = {"variant": "", "metric": "accuracy", "low": None, "high": None, "paper": None}
+    return {"name": name, "cell": family(of.cell), **plain, "source": "", **given}
 
 
-def requests(scale):
-    return [e.request for e in expected(scale)]
+OFF = {"d_model": 64, "num_layers": 2, "selective_B": False}
+ROPE = {"task": "induction-heads", "model": "transformer-rope"}
 
 
-def expected(scale):
-    induction = _request(scale, "transformer-rope", "induction-heads")
-    return [
-        Expected(name="Mamba", request=_request(scale), low=0.95),
-        Expected(name="without B", request=_request(scale, **OFF), high=LIMIT),
-        Expected(name="S4", request=_request(scale, "s4"), low=0.2, high=0.5),
-        Expected(name="lr", request=_request(scale, "lstm"), paper="8.71 on the Pile"),
-        Expected(name="RoPE", request=induction, variant="length=512", low=0.9),
-        Expected(name="RoPE", request=induction, variant="length=32768", high=0.1),
+def _declare(results: Path, high: float = 0.75) -> None:
+    rows = [
+        _row("Mamba", record(stop_at=0.98), low=0.95, paper=0.998, source="Table 1, length 4096"),
+        _row("without B", record(model_config=OFF, stop_at=0.98), high=high),
+        _row("S4", record(model="s4"), low=0.2, high=0.5, paper=0.183),
+        _row("the same S4", record(model="s4", seed=7), high=0.5),
+        _row("LSTM", record(model="lstm"), paper="8.71 on the Pile"),
+        _row("RoPE", record(**ROPE), variant="length=512", low=0.9, paper=0.836),
+        _row("RoPE", record(**ROPE), variant="length=32768", high=0.1, paper="oom"),
+        _row("Hyena", record(model="hyena"), high=0.5),
     ]
-'''
-
-
-@pytest.fixture()
-def grid(tmp_path: Path) -> str:
-    path = tmp_path / "bands.py"
-    path.write_text(GRID.replace("LIMIT", "0.75"))
-    return str(path)
+    (results / "grids").mkdir(exist_ok=True)
+    declared = {"grid": "bands", "title": "Table 1: copying", "scale": "cpu", "rows": rows}
+    (results / "grids/bands-cpu.json").write_text(json.dumps(declared))
 
 
 def _records() -> list[Record]:
-    made = [record(seed=s, score=v, stop_at=0.98, solved_at=300) for s, v in enumerate((0.99, 0.98))]
+    made = [
+        record(seed=s, score=v, stop_at=0.98, solved_at=300) for s, v in enumerate((0.99, 0.98))
+    ]
     made += [record(seed=2, score=0.5, stop_at=0.98)]
-    off = {"d_model": 64, "num_layers": 2, "selective_B": False}
-    made += [record(seed=s, score=0.8, model_config=off, stop_at=0.98) for s in range(3)]
+    made += [record(seed=s, score=0.8, model_config=OFF, stop_at=0.98) for s in range(3)]
     made += [record(model="s4", score=0.1), record(model="s4", seed=1, status="failed", error="x")]
     made += [record(model="lstm", score=0.3)]
     made += [
         record(
-            "induction-heads",
-            "transformer-rope",
+            **ROPE,
             variants={"length=512": {"accuracy": 0.836}},
             stopped={"length=32768": "out of memory: 32 GB"},
         )
@@ -71,60 +62,115 @@ def _records() -> list[Record]:
     return made
 
 
-def _texts(made: list[Record], grid: str) -> dict[str, list[str]]:
-    (found,) = verdicts(made, grid)
-    drawn = table(found)
-    names = [c.heading for c in drawn.columns]
-    assert len({len(row) for row in drawn.rows} | {len(names)}) == 1
-    return {
-        name: [row[names.index(name)].full for row in drawn.rows]
-        for name in ("row", "our median", "seeds in band", "solved", "band", "verdict", "paper's")
-    }
+@pytest.fixture()
+def drawn(tmp_path: Path) -> Table:
+    _declare(tmp_path)
+    (found,) = verdicts(tmp_path, _records())
+    return table(found)
 
 
-def test_rows_against_their_bands(grid: str) -> None:
-    told = _texts(_records(), grid)
-    assert told["our median"] == ["98.0", "80.0", "10.0 (1 of 2 failed)", "30.0", "83.6", "–"]
-    assert told["verdict"] == ["✓ inside", "✗ above", "✗ below", "no band", "✗ below", "stopped"]
-    assert told["seeds in band"] == ["2 of 3", "0 of 3", "0 of 2", "–", "0 of 1", "–"]
-    assert told["solved"][:2] == ["2 of 3", "0 of 3"]
-    assert told["band"][:4] == ["≥ 95.0", "≤ 75.0", "20.0 to 50.0", "–"]
-    # The paper's own: Table 1 whatever our length, Table 2 by the test length, words as given, and
-    # nothing for a model that is not the paper's.
-    assert told["paper's"] == ["99.8", "–", "18.3", "8.71 on the Pile", "83.6", "oom"]
+def _column(drawn: Table, heading: str) -> list[str]:
+    at = [c.heading for c in drawn.columns].index(heading)
+    assert {len(row) for row in drawn.rows} == {len(drawn.columns)}
+    return [row[at].full for row in drawn.rows]
 
 
-def test_title_says_the_scale_and_notes_say_why_a_model_stopped(grid: str) -> None:
-    (found,) = verdicts(_records(), grid)
-    drawn = table(found)
-    assert drawn.title.startswith("Table 1: selective copying: verdict at cpu scale (not the paper")
-    assert drawn.notes[0] == "1 of 5 banded rows inside their band, 1 without results."
+def test_rows_against_their_bands(drawn: Table) -> None:
+    s4 = "10.0 (1 of 2 failed)"
+    assert _column(drawn, "our median") == ["98.0", "80.0", s4, s4, "30.0", "83.6", "–", "–"]
+    assert _column(drawn, "verdict") == [
+        "✓ inside", "✗ above", "✗ below", "✓ inside", "no band", "✗ below", "stopped", "not run",
+    ]  # fmt: skip
+    in_band = ["2 of 3", "0 of 3", "0 of 2", "1 of 2", "–", "0 of 1", "–", "–"]
+    assert _column(drawn, "seeds in band") == in_band
+    assert _column(drawn, "solved")[:3] == ["2 of 3", "0 of 3", "–"]
+    assert _column(drawn, "band")[:5] == ["≥ 95.0", "≤ 75.0", "20.0 to 50.0", "≤ 50.0", "–"]
+    assert _column(drawn, "paper's")[2:7] == ["18.3", "–", "8.71 on the Pile", "83.6", "oom"]
+
+
+def test_mean_and_interval_by_hand(drawn: Table) -> None:
+    # 0.99, 0.98, 0.5: mean 0.8233, s = 0.2801, half = 4.303 * 0.2801 / sqrt(3) = 0.6957
+    assert _column(drawn, "our mean")[0] == "82.3 ± 69.6"
+    assert any("Student's t" in note for note in drawn.notes)
+
+
+def test_title_says_the_scale_and_notes_say_why_a_model_stopped(drawn: Table) -> None:
+    assert drawn.title.startswith("Table 1: copying: verdict at cpu scale (not the paper's)")
+    assert drawn.notes[0] == "2 of 7 banded rows inside their band, 2 without results."
     assert any("RoPE at length=32768: out of memory: 32 GB" in note for note in drawn.notes)
-    assert [line["verdict"] for line in drawn.tidy][-1] == "stopped"
+    assert any("no part of the verdict): Table 1, length 4096" in note for note in drawn.notes)
+    assert [line["verdict"] for line in drawn.tidy][-2:] == ["stopped", "not run"]
 
 
-def test_a_row_without_records_is_not_run(grid: str) -> None:
-    assert _texts(_records()[:3], grid)["verdict"] == ["✓ inside", *["not run"] * 5]
-    assert verdicts([record("dna")], grid) == []
-
-
-def test_the_report_draws_verdicts_and_knows_when_bands_moved(grid: str, tmp_path: Path) -> None:
+def test_the_report_draws_verdicts_and_knows_when_bands_moved(tmp_path: Path) -> None:
     for made in _records():
         write(tmp_path, made)
-    paths = write_report(tmp_path, grid=grid)
-    (drawn,) = paths.verdicts
+    assert write_report(tmp_path).verdicts == ()
+    _declare(tmp_path)
+    assert verdicts(tmp_path, _records(), "other") == []
+    (drawn,) = write_report(tmp_path, grid="bands").verdicts
+    assert drawn.name == "verdict-bands-cpu"
     assert (tmp_path / f"tables/{drawn.name}.md").exists()
     assert (tmp_path / f"plots/{drawn.name}.svg").exists()
     assert "✗ above" in (tmp_path / "index.html").read_text()
     assert check(tmp_path) == []
 
+    _declare(tmp_path, high=0.9)
+    stale = check(tmp_path)
+    why = "stale: the grid's bands changed since it was drawn"
+    assert f"tables/verdict-bands-cpu.csv: {why}" in stale and f"index.html: {why}" in stale
+    assert not any("headline" in line for line in stale)
 
-def test_every_grid_with_bands_is_found_without_being_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("bands")
-    exec(GRID.replace("LIMIT", "0.75"), module.__dict__)
-    monkeypatch.setattr("seqbench.suite.discovery.grid_names", lambda: ["bands", "smoke"])
-    smoke = ModuleType("smoke")
-    known = {"bands": module, "smoke": smoke}
-    monkeypatch.setattr("seqbench.suite.discovery.grid_module", known.__getitem__)
-    (found,) = verdicts(_records())
-    assert found.grid == "bands" and found.name == "verdict-bands-cpu"
+
+def test_a_torn_declaration_is_named(tmp_path: Path) -> None:
+    _declare(tmp_path)
+    path = tmp_path / "grids/bands-cpu.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        verdicts(tmp_path, _records())
+
+
+GRID = '''"""Two rows of one cell: for a test."""
+from seqbench.suite.expectation import Expected
+from seqbench.suite.experiment import Request
+
+SEEDS = (0,)
+SMALL = {"task.length": 64, "model.d_model": 16, "train.steps": 4}
+
+
+def requests(scale):
+    return [Request(task="selective-copying", model="mamba", scale=scale, settings=SMALL)]
+
+
+def expected(scale):
+    other = Request(
+        task="selective-copying", model="mamba", scale=scale,
+        settings={**SMALL, "model.selective_B": False},
+    )
+    length = Request(task="induction-heads", model="transformer-rope", scale=scale)
+    return [
+        Expected(name="N = 16", request=requests(scale)[0], low=0.95),
+        Expected(name="all", request=requests(scale)[0], low=0.9, metric="sequence_accuracy"),
+        Expected(name="other", request=other),
+        Expected(name="RoPE", request=length, variant="length=512"),
+        Expected(name="RoPE", request=length, variant="length=65536"),
+    ]
+'''
+
+
+def test_what_a_grid_declares_is_resolved_and_looked_up(tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(GRID)
+    declare(tmp_path, str(path), "cpu")
+    (file,) = declared_files(tmp_path)
+    assert file.name == "two-cpu.json"
+    found = load_declared(file)
+    assert found.title == "Two rows of one cell: for a test"
+    (cell,) = grid_cells(str(path), scale="cpu", seeds=[5])
+    assert [r.cell == family(cell) for r in found.rows] == [True, True, False, False, False]
+    # Table 1 has token accuracy alone; a model with other options is not the paper's.
+    assert [r.paper for r in found.rows] == [pytest.approx(0.998), None, None, 0.836, "oom"]
+    assert [r.metric for r in found.rows[:2]] == ["accuracy", "sequence_accuracy"]
+
+    declare(tmp_path, str(path), "cpu", [("train.steps", 5)])
+    assert len(declared_files(tmp_path)) == 2  # another grid in all but name
