@@ -18,7 +18,9 @@ MAX_TOKENS = 2**16
 MAX_ROW = 2**17
 FEWEST_ROWS = 8  # of a batch of long rows: fewer would say too little
 MAX_FLOPS = 2**42  # forward, of a test at another length: a minute or two of one core
-PROBE = 64  # length at which a model's FLOPs are counted; twice doubled, for their growth
+PROBE = (
+    64  # length at which a model's FLOPs are counted; and at 4 and 16 times it, for their growth
+)
 
 
 @dataclass
@@ -100,9 +102,9 @@ def tokens_within_reach(model: nn.Module, length: int, device: torch.device) -> 
             f"length {length} is too long: the state grows with it, so a row goes through in one "
             f"pass, of at most {MAX_ROW} tokens"
         )
-    flops, twice, four_times = (flops_per_token(model, n * PROBE, device) for n in (1, 2, 4))
-    by_length = (four_times - 2 * twice + flops) / PROBE
-    by_doubling = twice - flops - by_length * PROBE
+    flops, at_4, at_16 = (flops_per_token(model, n * PROBE, device) for n in (1, 4, 16))
+    by_length = ((at_16 - at_4) - (at_4 - flops)) / (9 * PROBE)
+    by_doubling = (at_4 - flops - by_length * 3 * PROBE) / 2
     row = length * (flops + by_length * (length - PROBE) + by_doubling * math.log2(length / PROBE))
     if FEWEST_ROWS * row > MAX_FLOPS:
         return (
