@@ -61,6 +61,9 @@ class Task(ABC):
     scales: ClassVar[Mapping[str, Scale]]  # at least "cpu" and "paper"
     headline: ClassVar[str]  # a key of METRICS; model selection looks at it, on validation only
     difficulty: ClassVar[tuple[str, ...]] = ()  # the config fields that make the task harder
+    shows_selection: ClassVar[bool] = (
+        False  # what a model selects of a test sequence is worth a look
+    )
 
     config: Any
 

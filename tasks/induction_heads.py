@@ -56,14 +56,16 @@ class InductionHeads(Task):
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
             note="the paper's length 256 and vocabulary 16, reached by a curriculum "
-            "over length in 1,000 steps; not the paper's setting.",
+            "over length in few steps; not the paper's setting.",
             task={"length": 256, "test_lengths": (64, 128, 512, 1024, 2048, 4096)},
             model={"d_model": 64, "num_layers": 2},
             train={
                 "steps": 1000,
-                "batch_size": 32,
+                "batch_size": 16,
                 "lr": 3e-3,
+                "beta2": 0.95,
                 "eval_every": 100,
+                "eval_batches": 16,
                 "test_batches": 16,
                 "curriculum": True,
                 "stop_at": 0.99,
