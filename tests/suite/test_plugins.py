@@ -208,7 +208,7 @@ def test_two_packages_with_one_name_are_both_named(
 ) -> None:
     install(installed / "other", "twin", "[seqbench.tasks]\nlate = stranger_task:NewTask\n")
     monkeypatch.syspath_prepend(str(installed / "other"))
-    with pytest.raises(UserError, match="twin 1.0") as raised:
+    with pytest.raises(UserError, match=r"twin 1\.0") as raised:
         discovery.task_class("late")
     assert "stranger 1.0" in str(raised.value) and "unique-name" in str(raised.value)
 
