@@ -28,8 +28,8 @@ def _only(name: str) -> dict[str, bool]:
     return {f"model.selective_{each}": each == name for each in ("dt", "B", "C")}
 
 
-# The row, what it sets, the paper's perplexity on the Pile, the band of ours. Rows that are one cell
-# set the same.
+# The row, what it sets, the paper's perplexity on the Pile, the band of ours. Rows that are one
+# cell set the same.
 Row = tuple[str, Mapping[str, Any], float, float | None, float | None]
 TABLE_7: tuple[Row, ...] = (
     ("T7: nothing selective", _only("none"), 10.93, None, OTHERS),

@@ -54,7 +54,7 @@ BROKEN_LAYERS: list[tuple[Rule[models.Subject], str, str, str]] = [
     (models.config, "frozen=True, ", "", "frozen"),
     (models.builds, '0, math.log(config.longest_memory), width', "0, 3, width, device='cpu'", 'log_rate'),
     (models.shapes, "self.weight * h_BLD", "(self.weight * h_BLD).mT", "NewLayer maps"),
-    (models.dtypes, "y_BLD = self.weight * h_BLD", "y_BLD = (self.weight * h_BLD).float()", "float32"),
+    (models.dtypes, "y_BLD = self.weight * h_BLD", "y_BLD = (self.weight * h_BLD).float()", "float != double"),
     (models.determinism, "torch.ones(width)", "torch.rand(width, generator=SEED)", "weight"),
     (models.causality, "self.weight * h_BLD", "self.weight * h_BLD.flip(1)", "before it"),
     (models.forward_is_step, "* state + x_BD", "* state + 2 * x_BD", "differ"),
