@@ -218,7 +218,6 @@ class SelectiveCopying(Task):
             for n in self.config.test_lengths
         }
 
-<<<<<<< HEAD
     def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
         """The data tokens of each row in order: one at each marker, or from MAD's marker on."""
         mad, marker = self.config.form == "mad-lab", self.config.vocab_size - 1
@@ -233,21 +232,6 @@ class SelectiveCopying(Task):
     @cached_property
     def _train_sets(self) -> TrainSets:
         return TrainSets()
-=======
-    @cached_property
-    def _train_sets(self) -> TrainSets:
-        return TrainSets()
-
-    def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The data tokens of each row one after the other, where the answers go."""
-        special = self.config.vocab_size - (2 if self.config.form == "mad-lab" else 1)
-        is_data = (inputs < special) & ((inputs > 0) | (self.config.form == "mad-lab"))
-        count = int(is_data[0].sum())
-        places = torch.argsort((~is_data).long(), dim=1, stable=True)[:, :count]
-        answers = inputs.clone()
-        answers[:, inputs.shape[1] - count :] = inputs.gather(1, places)
-        return answers
->>>>>>> main
 
     def _stages(self) -> tuple[tuple[int, int], ...]:
         """(length, data tokens) of the curriculum."""

@@ -280,11 +280,7 @@ def variants(s: Subject) -> str:
 
 
 def chance(s: Subject) -> str:
-<<<<<<< HEAD
-    """Chance is a plausible value of the headline, and the best baseline is not below it."""
-=======
     """Chance is a plausible value of the headline, and the best baseline is not worse."""
->>>>>>> main
     level, larger = s.task.chance(), METRICS[s.task.headline]
     units = [s.task.units_per_token(split) for split in SPLITS]
     need(all(u > 0 for u in units), f"units_per_token gives {units}: must be above 0")
@@ -306,16 +302,10 @@ def chance(s: Subject) -> str:
     if not baselines:
         return f"{s.task.headline} {level:.4g}, no baselines"
     best = max(baselines.values()) if larger else min(baselines.values())
-<<<<<<< HEAD
-    # Some tasks leave a cheap method at chance, give or take a finite test split.
-    better = best > 0.9 * level if larger else best < level
-    need(better, f"the best baseline, {best:.4g}, is worse than chance, {level:.4g}")
-=======
     # Of homologous sequences a cheap method knows nothing: it is at chance, give or take what a
     # finite test split does to an accuracy.
     better = best > 0.9 * level if larger else best < level
     need(better, f"the best baseline, {best:.4g}, is no better than chance, {level:.4g}")
->>>>>>> main
     need(s.fresh().baselines() == baselines, "another instance has other baselines")
     return f"{s.task.headline} {level:.4g}, best baseline {best:.4g}"
 
