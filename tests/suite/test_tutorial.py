@@ -27,10 +27,13 @@ def test_the_tutorials_commands_end_in_finished_cells(tmp_path: Path) -> None:
     for name, arguments in (("seqbench", "-P -m seqbench.suite.cli"), ("python", "-P")):
         (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         (tools / name).chmod(0o755)
+    # The commands run elsewhere: a relative PYTHONPATH must still lead to this checkout.
+    paths = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(":") if p]
+    changed = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": ":".join(paths)}
     done = subprocess.run(
         ["bash", "-e", "-c", "\n".join(commands)],
         cwd=folder,
-        env=os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"},
+        env=os.environ | changed,
         capture_output=True,
         text=True,
         timeout=600,
