@@ -743,18 +743,6 @@ def _check_range(option: str, value: float | None, least: int) -> None:
         raise UserError(f"{option} {value}: must be at least {least}")
 
 
-def _check_device(name: str) -> None:
-    from seqbench.suite import discovery
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise discovery.unknown("device in --device", name, ["auto", "cpu", "cuda"])
-    if name == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no CUDA device here; valid here: auto, cpu")
-
-
 def _users_fault(error: Exception) -> bool:
     if isinstance(error, UserError):
         return True
