@@ -53,9 +53,12 @@ DASHES = ("-", "--", ":", "-.")
 INK = "#24292f"
 MUTED = "#6e7781"
 GOOD, BAD = "#116329", "#b3261e"
-# A plot holds so many lines, the best ones; a report draws so many panels, the first ones.
+# A plot holds so many lines, the best ones; a report draws so many panels, the first ones, and
+# fewer where there are thousands of records: a panel takes two seconds.
 MOST_LINES = 12
-MOST_PANELS = 8
+MOST_PANELS = 16
+MANY_RECORDS = 1000
+PANELS_OF_MANY = 5
 WIDTH = 10.0  # inches; at 100 dots per inch what a README shows
 DPI = 100
 
@@ -98,7 +101,7 @@ def draw_all(
     everything = _panels(found, style, names or {})
     if not everything:
         return
-    panels = everything[:MOST_PANELS]
+    panels = everything[: MOST_PANELS if len(records) <= MANY_RECORDS else PANELS_OF_MANY]
     yield overview(panels, style, grid, len(everything))
     for panel in panels:
         if any(len(r.curve) > 1 for r in panel.records):
@@ -308,7 +311,19 @@ def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
                     continue
                 found.sort(key=lambda p: p[0])
                 s = replace(style[name] if by_model else entries[0].style, dash="")
-                _line_with_bars(axis, [p[0] for p in found], [p[1] for p in found], scale, s, name)
+                if not by_model:
+                    xs, scores = [p[0] for p in found], [p[1] for p in found]
+                    _line_with_bars(axis, xs, scores, scale, s, name)
+                else:
+                    axis.plot(
+                        [p[0] for p in found],
+                        [scale * p[1].mean for p in found],
+                        color=s.color,
+                        marker=s.marker,
+                        markersize=4.5,
+                        linestyle="none",
+                        label=name,
+                    )
                 points += [(x, scale * score.mean) for x, score in found]
             axis.set_xscale("log")
             _log_ticks(axis, [p[0] for p in points])
@@ -335,6 +350,8 @@ def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
         f"Test headline against cost; {_bars_note()} Grey steps: the Pareto front, where no model "
         "is both cheaper and better. Chance and baselines are left out where they lie far off."
     )
+    if by_model:
+        caption += f" A mark is one of {len(panel.entries)} settings, without its interval."
     return page.plot(f"cost-{panel.slug}", caption, [r.digest for r in panel.records])
 
 
