@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from seqbench.suite.experiment import Cell, UserError
 
@@ -203,6 +204,37 @@ def report(
         declare(results, grid, scale)
     _report(results, grid, cells, as_json)
     return 0
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A record's file, its digest, or a beginning of it.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> int:
+    """Show how two records differ in configuration, environment, metrics and cost; 1 if they do."""
+    from seqbench.suite.report import diff as records
+
+    one, other = records.find(results, a), records.find(results, b)
+    found = records.differences(one, other)
+    if as_json:
+        print(records.to_json(one, other))
+        return 1 if found else 0
+    table = Table(box=None)
+    for column in ("section", "key", one.digest, other.digest, "change"):
+        table.add_column(column, overflow="fold")
+    section = ""
+    for d in found:
+        change = "" if d.change is None else f"{d.change:+.4g}"
+        texts = (d.section if d.section != section else "", d.key, str(d.a), str(d.b), change)
+        table.add_row(*(Text(text) for text in texts))
+        section = d.section
+    if found:
+        out.print(table)
+    else:
+        out.print(f"{one.digest} and {other.digest}: no difference")
+    return 1 if found else 0
 
 
 @app.command()
