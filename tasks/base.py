@@ -121,6 +121,14 @@ class Task(ABC):
         """Label -> the same task under another config (say, longer), scored on test too."""
         return {}
 
+    def oracle(self, inputs: Tensor) -> Tensor | None:
+        """Predictions (B, L) int64 of the exact solution from inputs (B, L); None: it has none.
+
+        Right at every scored position of every split; what it says elsewhere is not looked at. It
+        is causal: position t follows from the inputs up to t, so any prefix is answered alike.
+        """
+        return None
+
     def units_per_token(self, split: Split) -> float:
         """Bytes, bases or samples that one scored token stands for: the divisor of bits_per_*."""
         return 1.0
