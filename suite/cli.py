@@ -161,12 +161,16 @@ def run(
     retry: Annotated[
         str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
     ] = None,
+    logger: Annotated[
+        str | None, typer.Option(help="Mirror the curves too: tensorboard or wandb.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Run the missing cells of a grid, then draw its tables and plots."""
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
     from seqbench.suite.expectation import declare
+    from seqbench.suite.loggers import check_logger, mirrored
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
@@ -186,6 +190,8 @@ def run(
         budget=budget,
     )
     launch = _launcher(launcher, ray_address, slurm or [])
+    if logger is not None:
+        check_logger(logger)
     if (grid is None) == (tasks is None and models is None):
         raise UserError(
             "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
@@ -219,8 +225,11 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
-        with _progress(plan.missing, as_json) as on_event:
-            launch(plan.missing, results, execution, on_event=on_event)
+        with (
+            _progress(plan.missing, as_json) as on_event,
+            mirrored(logger, results, on_event) as told,
+        ):
+            launch(plan.missing, results, execution, on_event=told)
         plan = runner.plan(cells, results)
     if plan.missing:
         err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
