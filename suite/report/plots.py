@@ -1078,6 +1078,7 @@ def _figure(
     # Whatever a user's matplotlibrc says, the same records give the same picture.
     with matplotlib.rc_context(matplotlib.rcParamsDefault), matplotlib.rc_context(settings):
         page = _Page(Figure(figsize=(WIDTH, height + 0.6), dpi=DPI), title, records, labels)
+        page.figure.set_figheight(height + 0.6 + 0.2 * max(0, page.legend_lines - 2))
         yield page
         page.finish()
         page.png = _saved(page.figure, "png", {"Software": None})
@@ -1114,10 +1115,21 @@ def _log_ticks(axis: Axes, values: Sequence[float]) -> None:
         ]
         if len(found) >= 3:
             break
-    room = axis.get_window_extent().width / axis.figure.dpi / 0.42  # labels side by side
-    found = found[:: math.ceil(len(found) / room)]
+    # Labels side by side, each with its 0.42 inches; the roundest ticks first.
+    apart = (high - low) * 0.42 * axis.figure.dpi / axis.get_window_extent().width
+    shown: list[float] = []
+    for tick in sorted(found, key=lambda v: (_roundness(v), v)):
+        if all(abs(math.log10(tick / other)) > apart for other in shown):
+            shown.append(tick)
+    found = sorted(shown)
     axis.set_xticks(found, [compact(v) for v in found])
     axis.set_xticks([], minor=True)
+
+
+def _roundness(value: float) -> int:
+    """0 for 100, 1 for 300 and 500, 2 for the others."""
+    leading = round(value / 10 ** math.floor(math.log10(value)), 6)
+    return {1: 0, 2: 1, 3: 1, 5: 1}.get(int(leading), 2) if leading == int(leading) else 2
 
 
 def _binary(value: float) -> str:
