@@ -606,6 +606,7 @@ def _execution(
     """What the options of `run` say about how cells run; checked, the defaults filled in."""
     from seqbench.suite import environment
     from seqbench.suite.discovery import unknown
+    from seqbench.suite.execution import Execution
 
     for name in ("devices", "cells_per_gpu", "prefetch", "cell_seconds", "budget"):
         _check_range(f"--{name.replace('_', '-')}", others[name], 0 if name == "prefetch" else 1)
