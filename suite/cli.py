@@ -27,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from seqbench.suite.experiment import Cell, UserError
 
@@ -162,6 +163,9 @@ def run(
     retry: Annotated[
         str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
     ] = None,
+    logger: Annotated[
+        str | None, typer.Option(help="Mirror the curves too: tensorboard or wandb.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Run the missing cells of a grid, then draw its tables and plots."""
@@ -169,6 +173,7 @@ def run(
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
     from seqbench.suite.expectation import declare
+    from seqbench.suite.loggers import check_logger, mirrored
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
@@ -188,6 +193,8 @@ def run(
         budget=budget,
     )
     launch = _launcher(launcher, ray_address, slurm or [])
+    if logger is not None:
+        check_logger(logger)
     if (grid is None) == (tasks is None and models is None):
         raise UserError(
             "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
@@ -223,8 +230,11 @@ def run(
     if plan.missing:
         if budget is not None:
             execution = replace(execution, budget=max(1.0, budget - (time.monotonic() - began)))
-        with _progress(plan.missing, as_json) as on_event:
-            launch(plan.missing, results, execution, on_event=on_event)
+        with (
+            _progress(plan.missing, as_json) as on_event,
+            mirrored(logger, results, on_event) as told,
+        ):
+            launch(plan.missing, results, execution, on_event=told)
         plan = runner.plan(cells, results)
     if plan.missing:
         err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
@@ -274,6 +284,37 @@ def report(
         declare(results, grid, scale)
     _report(results, grid, cells, as_json)
     return 0
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A record's file, its digest, or a beginning of it.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> int:
+    """Show how two records differ in configuration, environment, metrics and cost; 1 if they do."""
+    from seqbench.suite.report import diff as records
+
+    one, other = records.find(results, a), records.find(results, b)
+    found = records.differences(one, other)
+    if as_json:
+        print(records.to_json(one, other))
+        return 1 if found else 0
+    table = Table(box=None)
+    for column in ("section", "key", one.digest, other.digest, "change"):
+        table.add_column(column, overflow="fold")
+    section = ""
+    for d in found:
+        change = "" if d.change is None else f"{d.change:+.4g}"
+        texts = (d.section if d.section != section else "", d.key, str(d.a), str(d.b), change)
+        table.add_row(*(Text(text) for text in texts))
+        section = d.section
+    if found:
+        out.print(table)
+    else:
+        out.print(f"{one.digest} and {other.digest}: no difference")
+    return 1 if found else 0
 
 
 @app.command()

@@ -274,6 +274,7 @@ class CellModule(lightning.LightningModule):
                 validation=metrics,
             )
         )
+        self.listener({"event": "validated", "point": asdict(self.curve[-1])})
         if train.stop_at is not None and (
             value >= train.stop_at if better else value <= train.stop_at
         ):
