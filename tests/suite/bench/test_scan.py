@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from seqbench.suite.bench import scan
+from seqbench.suite.bench import peaks, scan
 from seqbench.suite.bench.entrants import Entrant, Size, entrants
 from seqbench.suite.bench.peaks import Floor
 from seqbench.suite.bench.result import GateClosed
@@ -74,6 +74,8 @@ def test_bench_reports_every_entrant_as_table_json_and_plot(
     failing = replace(EAGER[-1], name="failing", run=fail)
     present = [*EAGER, absent, failing]
     monkeypatch.setattr(scan, "entrants", lambda device: present)
+    monkeypatch.setattr(peaks, "_SAMPLES", 3)
+    monkeypatch.setitem(scan._SECONDS, "cpu", 0.05)
     threads, lines = torch.get_num_threads(), []
     result = scan.bench_scan(
         sizes=(SMALL, replace(SMALL, length=80)),

@@ -27,9 +27,13 @@ def test_a_mambapy_model_with_other_parameters_closes_the_gate() -> None:
         train._judge(ours, theirs, CPU)
 
 
-def test_bench_reports_both_comparisons_and_a_profile(tmp_path: Path) -> None:
+def test_bench_reports_both_comparisons_and_a_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mambapy")
-    result = train.bench_train(lengths=(16,), range_=(4096,), batch=2, threads=1, profile=True)
+    monkeypatch.setattr(train, "TOKENS", 64)
+    monkeypatch.setattr(train, "_PROFILED", (2, 64))
+    result = train.bench_train(lengths=(16,), range_=(64,), batch=2, threads=1, profile=True)
     assert [row.model for row in result.beside_mambapy] == ["mamba", "mambapy"]
     assert [row.model for row in result.beside_transformer] == ["mamba", "transformer"]
     row = result.beside_mambapy[0]
