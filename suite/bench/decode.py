@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ from seqbench.models.backbone import Backbone
 from seqbench.models.base import State
 from seqbench.models.build import build_model, match_parameters
 from seqbench.models.layers.attention import Attention
+from seqbench.models.segments import leaves, with_leaves
 from seqbench.suite.bench.result import (
     COLOURS,
     MARKERS,
@@ -458,9 +459,9 @@ class _Session:
         self.device = model.embedding.weight.device
         cuda = self.device.type == "cuda"
         self.state = model.initial_state(batch)
-        self.grows = any(x.numel() == 0 for x in _leaves(self.state))
+        self.grows = any(x.numel() == 0 for x in leaves(self.state))
         self.tokens_B, self.prompt_seconds = self._read(batch, prompt, scale)
-        self.state_bytes = sum(x.numel() * x.element_size() for x in _leaves(self.state))
+        self.state_bytes = sum(x.numel() * x.element_size() for x in leaves(self.state))
         # Where to start again from: a state that grows, else places in the sequence.
         self.start = self.state
         self.places = [x.clone() for x in self._places()]
@@ -486,7 +487,7 @@ class _Session:
         return (time.perf_counter() - began) / self.tokens_timed
 
     def _places(self) -> list[Tensor]:
-        return [x for x in _leaves(self.state) if not x.is_floating_point()]
+        return [x for x in leaves(self.state) if not x.is_floating_point()]
 
     def _read(self, batch: int, prompt: int, scale: Scale) -> tuple[Tensor, float]:
         """The first tokens of the answers, and the seconds that reading the prompts took.
@@ -513,14 +514,14 @@ class _Session:
                 del logits
             count = min(some, batch - first)
             answers.append(answer_B[:count])
-            read = [x[:count] for x in _leaves(state)]
+            read = [x[:count] for x in leaves(state)]
             if self.grows:
                 parts.append(read)
             else:
-                for into, x in zip(_leaves(self.state), read):
+                for into, x in zip(leaves(self.state), read):
                     into[first : first + count].copy_(x)
         if self.grows:
-            self.state = _with_leaves(state, (torch.cat(x) for x in zip(*parts)))
+            self.state = with_leaves(state, (torch.cat(x) for x in zip(*parts)))
         return torch.cat(answers), statistics.mean(taken) * batch / some
 
     def _steps(self, count: int) -> None:
@@ -533,27 +534,10 @@ class _Session:
         if self.grows:
             self.state = state
             return
-        for into, x in zip(_leaves(self.state), _leaves(state)):
+        for into, x in zip(leaves(self.state), leaves(state)):
             if into is not x:
                 into.copy_(x)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _leaves(state: State) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    else:
-        for part in state.values() if isinstance(state, dict) else state:
-            yield from _leaves(part)
-
-
-def _with_leaves(state: State, leaves: Iterator[Tensor]) -> State:
-    """The same nest of other tensors."""
-    if isinstance(state, Tensor):
-        return next(leaves)
-    if isinstance(state, dict):
-        return {name: _with_leaves(part, leaves) for name, part in state.items()}
-    return tuple(_with_leaves(part, leaves) for part in state)
