@@ -86,7 +86,8 @@ class _Segmented(torch.autograd.Function):
         x_BLD: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        y_BLD, starts = None, []
+        y_BLD: Tensor | None = None
+        starts: list[Tensor] = []
         for first in range(0, x_BLD.shape[1], segment):
             starts += leaves(state)
             y, state = module(x_BLD[:, first : first + segment], state)
@@ -133,11 +134,10 @@ class _Segmented(torch.autograd.Function):
             known += zip(leaves(state), dstate)
             known = [(out, g) for out, g in known if g is not None and out.requires_grad]
             wanted = [*([x] if needs_x else []), *filter(_differentiable, start), *parameters]
+            found: Iterator[Tensor | None] = iter([None] * len(wanted))
             if known:
                 outputs, given = zip(*known)
                 found = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
-            else:
-                found = iter([None] * len(wanted))
             if dx_BLD is not None:
                 dx = next(found)
                 dx_BLD[:, some] = 0 if dx is None else dx
