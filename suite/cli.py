@@ -53,6 +53,7 @@ app.add_typer(new_app, name="new")
 LAUNCHERS = ("local", "ray", "slurm")
 UNFINISHED = 3  # exit status of a sitting that ended before its cells
 
+_WIDE = 170  # columns of a bench's table where there is no terminal to fit
 out = Console()
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -473,7 +474,7 @@ def _show(done: Result, results: Path, as_json: bool) -> None:
         print(done.to_json())
         return
     out.print(done.title(), soft_wrap=True, style="bold")
-    out.print(done.table())
+    (out if out.is_terminal else Console(width=_WIDE)).print(done.table())
     for line in done.remarks():
         out.print(line, soft_wrap=True, highlight=False, markup=False)
     for path in paths:
