@@ -11,70 +11,18 @@
 
 #include "../../csrc/parallel.h"
 #include "../../csrc/simd.h"
+#include "arguments.h"
 
 namespace {
 
-#ifndef CHUNK_STEPS
-#define CHUNK_STEPS 32
-#endif
-constexpr int64_t CHUNK = CHUNK_STEPS;
-constexpr int64_t MAX_STATE = 256;
 // States in registers at a time: as many as leave room for A, the gradients and the polynomial.
 #if defined(__AVX512F__)
-#ifndef FWD_STATES
-#define FWD_STATES 8
-#endif
-#ifndef BWD_STATES
-#define BWD_STATES 8
-#endif
+constexpr int FWD_STATES = 8, BWD_STATES = 8;
 #else
-#define FWD_STATES 4
-#define BWD_STATES 4
+constexpr int FWD_STATES = 4, BWD_STATES = 4;
 #endif
 
-extern "C" struct ScanArgs {
-  int64_t batch, length, width, state;
-  Team team;
-  int32_t softplus, unused;
-  Rows u, delta, z, B, C;  // z, and B or C where they are constant: null
-  const float *A, *constant_B, *constant_C, *D, *bias, *initial;
-  const uint8_t* reset;
-  float* checkpoints;  // (batch, chunks, blocks, state, 16)
-  float* workspace;    // as many floats as scan_workspace says
-  // Forward
-  Rows y;
-  float* final_state;
-  // Backward; a null output is not wanted
-  Rows dy, du, ddelta, dz, dB, dC;
-  const float* dfinal;
-  float *dA, *dconstant_B, *dconstant_C, *dD, *dbias, *dinitial;
-};
-
-struct Span {  // steps of a chunk between resets
-  int64_t start, end;
-  bool reset;
-};
-
-struct Shape {
-  int64_t blocks, chunks, groups, segment, parts;
-  explicit Shape(const ScanArgs& a) {
-    blocks = (a.width + BLOCK - 1) / BLOCK;
-    chunks = (a.length + CHUNK - 1) / CHUNK;
-    // Enough groups to share among many cores, and no more: each adds a partial sum of dB and dC.
-    constexpr int64_t GROUPS = 32, PARTIAL_FLOATS = 1 << 20;
-    groups = (GROUPS + a.batch - 1) / a.batch;
-    groups = groups < blocks ? groups : blocks;
-    // Backward goes segment by segment so that the partial sums stay in the cache.
-    segment = PARTIAL_FLOATS / (a.batch * groups * 2 * a.state) / CHUNK;
-    segment = groups == 1 ? chunks : segment < 1 ? 1 : segment;
-    segment = segment < chunks ? segment : chunks;
-    // A task takes as many groups as the threads leave it: neighbours share pages and lines.
-    parts = a.team.threads > 1 ? (2 * a.team.threads + a.batch - 1) / a.batch : 1;
-    parts = parts < groups ? parts : groups;
-  }
-  int64_t first_block(int64_t group) const { return blocks * group / groups; }
-  int64_t first_group(int64_t part) const { return groups * part / parts; }
-};
+using ScanArgs = Arguments<float>;
 
 // Per block of channels, states by rows of 16 channels: (blocks, state, 16), zero beyond the width.
 void pack(const ScanArgs& a, const float* in, float scale, float* out) {
@@ -139,18 +87,6 @@ void write_state(const ScanArgs& a, const float* in, int64_t b, int64_t block, f
   for (int64_t i = 0; i < BLOCK && block * BLOCK + i < a.width; i++)
     for (int64_t n = 0; n < a.state; n++)
       out[(b * a.width + block * BLOCK + i) * a.state + n] = in[n * BLOCK + i];
-}
-
-int64_t spans_of(const ScanArgs& a, int64_t b, int64_t t, int64_t steps, Span* spans) {
-  const uint8_t* reset = a.reset ? a.reset + b * a.length + t : nullptr;
-  int64_t count = 0;
-  spans[count++] = {0, steps, reset && reset[0]};
-  for (int64_t i = 1; reset && i < steps; i++)
-    if (reset[i]) {
-      spans[count - 1].end = i;
-      spans[count++] = {i, steps, true};
-    }
-  return count;
 }
 
 // B or C of a chunk. Selective: the same number for all channels; constant: a row of 16 a state.
@@ -696,15 +632,13 @@ void with_projections(const ScanArgs& a, const F& f) {
 
 extern "C" {
 
-int64_t scan_chunk() { return CHUNK; }
-
 int64_t scan_workspace(const ScanArgs* a, int32_t backward) {
-  return Workspace(*a, Shape(*a), backward).size;
+  return Workspace(*a, Shape(*a, false), backward).size;
 }
 
 void scan_forward(const ScanArgs* args) {
   const ScanArgs& a = *args;
-  const Shape shape(a);
+  const Shape shape(a, false);
   Workspace w(a, shape, false);
   w.pack_parameters(a, shape.blocks);
   with_projections(a, [&](auto sb, auto sc) {
@@ -717,7 +651,7 @@ void scan_forward(const ScanArgs* args) {
 
 void scan_backward(const ScanArgs* args) {
   const ScanArgs& a = *args;
-  const Shape shape(a);
+  const Shape shape(a, false);
   Workspace w(a, shape, true);
   w.pack_parameters(a, shape.blocks);
   for (int64_t last = shape.chunks; last > 0;) {
