@@ -24,6 +24,10 @@ Number = Annotated[float, Strict(False)]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
+class StorageError(UserError):
+    """The results folder takes no more: it is full, or not writable. Nothing is torn."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
     """One validation: where training stood and the metrics (names as in tasks.base.METRICS)."""
@@ -64,10 +68,12 @@ class Record:
     digest: str
     status: Status
     error: str | None = None
+    log: tuple[str, ...] = ()  # of a cell that failed: the last lines of its traceback or output
     headline: str = ""  # the task's headline metric, and below whether higher is better
     higher_is_better: bool = True
     test: Mapping[str, Number] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)  # label -> metrics
+    stopped: Mapping[str, str] = field(default_factory=dict)  # variant without metrics -> why
     chance: Number | None = None
     baselines: Mapping[str, Number] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
@@ -86,15 +92,20 @@ def write(results: Path, record: Record) -> Path:
     """Writes a record: it is there whole or not at all, whenever the process or machine dies."""
     path = path_of(results, record.cell)
     text = json.dumps(to_dict(record), indent=1, allow_nan=False) + "\n"
+    write_file(path, text.encode())
+    return path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """`write_atomically`, in a folder that is made if need be; StorageError where it fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
+        write_atomically(path, data)
     except OSError as error:
-        raise UserError(
-            f"record {path}: cannot be written ({os.strerror(error.errno or 0)}); free or open the "
+        raise StorageError(
+            f"{path}: cannot be written ({os.strerror(error.errno or 0)}); free or open the "
             "place, or name another with --results, and run the same command again"
         ) from error
-    return path
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import logging
 import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,30 +23,42 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from seqbench.models.build import build_model, parameter_groups
-from seqbench.suite import checkpoint
+from seqbench.suite import checkpoint, ranks
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
-from seqbench.suite.environment import environment, peak_memory, reset_peak_memory
-from seqbench.suite.evaluation import evaluate
+from seqbench.suite.environment import cores, environment, peak_memory, reset_peak_memory
+from seqbench.suite.evaluation import evaluate, tokens_within_reach
+from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
-from seqbench.suite.records import Cost, CurvePoint, Record, to_plain
+from seqbench.suite.feed import Feed, Made
+from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
-from seqbench.tasks.base import IGNORE, METRICS, Batch, Task
+from seqbench.suite.selection import write_selection
+from seqbench.tasks.base import IGNORE, METRICS, Task
 
 Event = Mapping[str, Any]
 Listener = Callable[[Event], None]
 
-CHECKPOINT_SECONDS = 10.0  # at most this much work is lost to a kill (and one validation interval)
+CHECKPOINT_SECONDS = 10.0  # a kill loses about this much work,
+CHECKPOINT_SHARE = 0.02  # or more where writing would take more than this part of the time
 EVENT_SECONDS = 0.5
-STAGE_STEPS = 10  # a stage of the curriculum lasts at least this many steps
+STAGE_STEPS = 10  # a stage of the curriculum is passed after a multiple of this many steps
 ACCURACY_DECAY = 0.9  # of the moving average that ends a stage
+AGREE_STEPS = 10  # steps between looks at `pause` where several processes must agree
+LOG_LINES = 10  # of a traceback, kept in the record
+PREFETCH = 8  # processes that make batches for a GPU, at most
 
 
 class Diverged(RuntimeError):
     """The loss is no longer a finite number."""
+
+
+class Paused(Exception):
+    """This sitting ends in the middle of an evaluation."""
 
 
 class CellModule(lightning.LightningModule):
@@ -55,14 +69,25 @@ class CellModule(lightning.LightningModule):
         self.cell, self.task, self.model, self.listener = cell, task, model, listener
         self.step = 0
         self.tokens = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # of training, evaluations and checkpoints left out
         self.stage: int | None = 0 if cell.train.curriculum and task.num_stages else None
         self.stage_started = 0
-        self.accuracy = 0.0  # moving average over training batches, while a curriculum lasts
+        self.accuracy = torch.tensor(0.0)  # moving average over training batches, in a curriculum
         self.curve: list[CurvePoint] = []
         self.best: dict[str, Tensor] = {}  # the weights of the best validation, the last of equals
         self.solved_at: int | None = None
-        self.after_validation: Callable[[], None] = lambda: None
+        self.feed = Feed(
+            task,
+            batch_size=cell.train.batch_size,
+            seed=cell.seed,
+            stage=lambda: self.stage,
+        )
+        self.logits = model.__call__  # or its compiled form
+        self.pause: Callable[[], bool] = lambda: False
+        self.paused = False
+        self.after_step: Callable[[bool], None] = lambda validated: None
+        self._resumed: Mapping[str, Tensor] | None = None
+        self._precision_state: Mapping[str, Any] = {}
         self._began = self._told = time.perf_counter()
         self._loss = torch.tensor(math.nan)
 
@@ -72,45 +97,118 @@ class CellModule(lightning.LightningModule):
             parameter_groups(self.model, train.weight_decay),
             lr=train.lr,
             betas=(train.beta1, train.beta2),
+            # One kernel for all parameters; it would undo the loss scaling before the clipping.
+            fused=train.precision != "16-mixed",
         )
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self) -> None:
+        """A resumed run's optimizer and random state, once Lightning has made the optimizer."""
+        if self._resumed is not None:
+            checkpoint.unpack_optimizer(self.trainer.optimizers[0], self._resumed)
+            checkpoint.unpack_random(self._resumed, self.device)
+            self.trainer.precision_plugin.load_state_dict(dict(self._precision_state))
+        self.accuracy = self.accuracy.to(self.device)
+        if self._validation_is_due():
+            self._validate()
+            self.after_step(True)
         self._began = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        if self.trainer.should_stop:
+            return -1  # the validation that a sitting left undone was the last
         rate = learning_rate(self.cell.train, self.step)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
+        return None
 
-    def training_step(self, index: int, batch_idx: int) -> Tensor:
-        cell = self.cell
+    def training_step(self, item: int | Made, batch_idx: int) -> Tensor:
         self._advance_curriculum()
-        batch = Batch(
-            *self.task.batch(
-                "train", index, cell.train.batch_size, seed=cell.seed, stage=self.stage
+        batch = self.feed.batch(item)
+        self.tokens += batch.inputs.numel()
+        inputs, targets = self._share(batch.inputs), self._share(batch.targets)
+        logits_BLV = self.logits(inputs)
+        if self._world == 1:
+            loss = F.cross_entropy(
+                logits_BLV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE
             )
-        )
-        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        self.tokens += inputs.numel()
-        logits_BLV = self.model(inputs)
-        loss = F.cross_entropy(
-            logits_BLV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE
-        )
+        else:
+            # The mean over all processes' tokens, once their gradients are averaged.
+            nats = F.cross_entropy(
+                logits_BLV.flatten(0, 1).float(),
+                targets.flatten(),
+                ignore_index=IGNORE,
+                reduction="sum",
+            )
+            loss = nats * self._world / (batch.targets != IGNORE).sum().to(nats.device)
         if self.stage is not None:
             scored = targets != IGNORE
-            right = (logits_BLV.detach().argmax(-1) == targets)[scored].float().mean().item()
-            self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * right
+            right = (logits_BLV.detach().argmax(-1) == targets) & scored
+            mean = right.sum() / scored.sum().clamp(min=1)
+            self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * mean
         self._loss = loss.detach()
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.step += 1
-        validate = self.step % self.cell.train.eval_every == 0 or self.step == self.cell.train.steps
+        validate = self._validation_is_due()
         # On a GPU reading the loss waits for the device, so it is read at validations only.
-        if (self.device.type == "cpu" or validate) and not math.isfinite(self._loss.item()):
-            raise Diverged(f"the training loss is {self._loss.item()} at step {self.step}")
-        self.seconds += time.perf_counter() - self._began
-        if validate:
+        if validate or (self.device.type == "cpu" and self._world == 1):
+            loss = self._mean(self._loss)
+            if not math.isfinite(loss):
+                raise Diverged(f"the training loss is {loss} at step {self.step}")
+        if (self._world == 1 or self.step % AGREE_STEPS == 0) and self._agreed(self.pause()):
+            self.paused = self.trainer.should_stop = True
+        if validate and not self.paused:
             self._validate()
+        self.after_step(validate)
         self._tell()
+
+    def settle_seconds(self) -> None:
+        """Adds the training time up to now to `seconds`, once the device has caught up."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds += now - self._began
+        self._began = now
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What is done inside is not training time."""
+        self.settle_seconds()
+        try:
+            yield
+        finally:
+            self._began = time.perf_counter()
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Inside, a forward pass of the model raises Paused once the sitting is to end."""
+
+        def check(*_: Any) -> None:
+            if self.pause():
+                raise Paused
+
+        # Where several processes evaluate together, one that left would keep the others waiting.
+        handle = self.model.register_forward_pre_hook(check) if self._world == 1 else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is over, by its last step or before it."""
+        train = self.cell.train
+        if self._validation_is_due():
+            return False
+        if self.step >= train.steps or (self.solved_at is not None and train.stop_early):
+            return True
+        if train.patience is None or not self.curve:
+            return False
+        values = [point.validation[self.task.headline] for point in self.curve]
+        best = max(values) if METRICS[self.task.headline] else min(values)
+        return len(values) - 1 - values.index(best) >= train.patience
 
     def _advance_curriculum(self) -> None:
         """Ends a stage once it is passed, and every stage by curriculum_until of the steps."""
@@ -118,28 +216,45 @@ class CellModule(lightning.LightningModule):
             return
         train, last = self.cell.train, self.task.num_stages
         forced = int(self.step / max(1.0, train.curriculum_until * train.steps) * last)
-        passed = (
-            self.accuracy >= train.curriculum_pass and self.step - self.stage_started >= STAGE_STEPS
-        )
+        since = self.step - self.stage_started
+        # Reading the average waits for a GPU, so it is not read at every step.
+        look = since > 0 and since % STAGE_STEPS == 0
+        passed = look and self._mean(self.accuracy) >= train.curriculum_pass
         stage = max(self.stage + passed, forced)
         if stage != self.stage:
             self.stage = stage if stage < last else None
-            self.stage_started, self.accuracy = self.step, 0.0
+            self.stage_started, self.accuracy = self.step, torch.zeros_like(self.accuracy)
+
+    def _validation_is_due(self) -> bool:
+        train = self.cell.train
+        at_step = self.step > 0 and (self.step % train.eval_every == 0 or self.step == train.steps)
+        return at_step and (not self.curve or self.curve[-1].step < self.step)
 
     def _validate(self) -> None:
-        train, task = self.cell.train, self.task
-        batch = task.batch("validation", 0, train.batch_size)
-        metrics = evaluate(
-            self.model,
-            task,
-            "validation",
-            batch_size=train.batch_size,
-            max_tokens=train.eval_batches * batch.inputs.numel(),
-            device=self.device,
-        )
-        better = METRICS[task.headline]
-        value = metrics[task.headline]
-        earlier = [point.validation[task.headline] for point in self.curve]
+        with self.untimed():
+            train, task = self.cell.train, self.task
+            batch = task.batch("validation", 0, train.batch_size)
+            try:
+                with self.stoppable():
+                    metrics = evaluate(
+                        self.model,
+                        task,
+                        "validation",
+                        batch_size=train.batch_size,
+                        max_tokens=train.eval_batches * batch.inputs.numel(),
+                        device=self.device,
+                    )
+            except Paused:
+                self.paused = self.trainer.should_stop = True
+                return
+            self._judge(self._agreed(metrics))
+
+    def _judge(self, metrics: Mapping[str, float]) -> None:
+        """Adds a validation to the curve, keeps the weights if best, and stops the run if over."""
+        train = self.cell.train
+        better = METRICS[self.task.headline]
+        value = metrics[self.task.headline]
+        earlier = [point.validation[self.task.headline] for point in self.curve]
         if not earlier or (value >= max(earlier) if better else value <= min(earlier)):
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.curve.append(
@@ -148,7 +263,7 @@ class CellModule(lightning.LightningModule):
                 seconds=self.seconds,
                 tokens=self.tokens,
                 lr=learning_rate(train, self.step - 1),
-                train_loss=self._loss.item(),
+                train_loss=self._mean(self._loss),
                 stage=self.stage,
                 validation=metrics,
             )
@@ -157,12 +272,8 @@ class CellModule(lightning.LightningModule):
             value >= train.stop_at if better else value <= train.stop_at
         ):
             self.solved_at = self.solved_at or self.step
-            self.trainer.should_stop = train.stop_early
-        if train.patience is not None:
-            since = len(earlier) - _best_index([*earlier, value], better)
-            if since >= train.patience:
-                self.trainer.should_stop = True
-        self.after_validation()
+        if self.stopped:
+            self.trainer.should_stop = True
 
     def _tell(self) -> None:
         now = time.perf_counter()
@@ -182,47 +293,51 @@ class CellModule(lightning.LightningModule):
             }
         )
 
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self._trainer is not None else 1
+
+    def _share(self, whole: Tensor) -> Tensor:
+        """This process's rows of a batch, on its device."""
+        rows = len(whole) // self._world
+        first = rows * self.trainer.global_rank
+        return whole[first : first + rows].to(self.device, non_blocking=True)
+
+    def _mean(self, value: Tensor) -> float:
+        """The mean over the processes of this run."""
+        if self._world > 1:
+            value = self.trainer.strategy.reduce(value, reduce_op="mean")
+        return float(value)
+
+    def _agreed(self, value: Any) -> Any:
+        """The first process's value, so that all of them decide alike."""
+        return value if self._world == 1 else self.trainer.strategy.broadcast(value)
+
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later sitting needs, as tensors and plain data."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
-        tensors |= checkpoint.pack_optimizer(self.trainer.optimizers[0])
-        tensors["rng/torch"] = torch.get_rng_state()
-        state = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "stage": self.stage,
-            "stage_started": self.stage_started,
-            "accuracy": self.accuracy,
-            "solved_at": self.solved_at,
-            "curve": [asdict(point) for point in self.curve],
-        }
+        tensors |= {"loss": self._loss, "accuracy": self.accuracy}
+        state = {name: getattr(self, name) for name in _PLAIN_STATE}
+        state |= {"curve": [asdict(point) for point in self.curve], "precision": {}}
+        if self._trainer is not None:  # a sitting that only tests has none
+            tensors |= checkpoint.pack_optimizer(self.trainer.optimizers[0])
+            tensors |= checkpoint.pack_random(self.device)
+            state["precision"] = self.trainer.precision_plugin.state_dict()
         return tensors, state
 
     def unpack(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Puts back what `pack` took, but for the optimizer, which does not exist yet."""
+        """Puts back what `pack` took; the optimizer's part waits until there is one."""
         self.model.load_state_dict(_below("model/", tensors))
         self.best = _below("best/", tensors)
-        for name in (
-            "step",
-            "tokens",
-            "seconds",
-            "stage",
-            "stage_started",
-            "accuracy",
-            "solved_at",
-        ):
+        self._loss, self.accuracy = tensors["loss"], tensors["accuracy"]
+        for name in _PLAIN_STATE:
             setattr(self, name, state[name])
         self.curve = [CurvePoint(**point) for point in state["curve"]]
+        self._resumed, self._precision_state = tensors, state["precision"]
 
-    def on_train_start(self) -> None:
-        """A resumed run's optimizer and random state, once Lightning has made the optimizer."""
-        if self._resumed is not None:
-            checkpoint.unpack_optimizer(self.trainer.optimizers[0], self._resumed)
-            torch.set_rng_state(self._resumed["rng/torch"])
 
-    _resumed: Mapping[str, Tensor] | None = None
+_PLAIN_STATE = ("step", "tokens", "seconds", "stage", "stage_started", "solved_at")
 
 
 def run_cell(
@@ -230,17 +345,28 @@ def run_cell(
     results: Path,
     *,
     device: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    compile: Compile = "off",
+    prefetch: int | None = None,
     listener: Listener = lambda event: None,
+    pause: Callable[[], bool] = lambda: False,
     stop_after: int | None = None,
 ) -> Record | None:
     """Trains and tests a cell, from its checkpoint if it has one; its own failure is a record too.
 
-    `stop_after` ends this sitting after so many steps, checkpointed, and returns None.
+    Once `pause` says so, or after `stop_after` steps, this sitting ends, checkpointed, and the
+    result is None; a later call goes on. The other keywords are those of `Execution`. With several
+    devices this process is one of `ranks.group`, and all but the first return None.
     """
-    began = time.perf_counter()
     place = _device(device)
     try:
-        return _run(cell, results, place, listener, stop_after, began)
+        run = _Run(cell, results, place, listener, pause)
+        run.module.feed.processes = _prefetch(prefetch, place)
+        run.module.feed.pinned = place.type == "cuda"
+        if compile != "off":
+            run.compile(compile)
+        return run.to_the_end(devices, strategy, stop_after)
     except Diverged as error:
         return _unfinished(cell, "diverged", str(error), place)
     except UserError:
@@ -248,102 +374,197 @@ def run_cell(
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        logging.getLogger("seqbench").debug("%s", traceback.format_exc())
-        return _unfinished(cell, "failed", message, place)
+        if _out_of_memory(error):
+            message = f"out of memory: {message}"
+        lines = traceback.format_exc().splitlines()
+        return replace(_unfinished(cell, "failed", message, place), log=tuple(lines[-LOG_LINES:]))
 
 
-def _run(
-    cell: Cell,
-    results: Path,
-    device: torch.device,
-    listener: Listener,
-    stop_after: int | None,
-    began: float,
-) -> Record | None:
-    reset_peak_memory(device)
-    task = prepared_task(cell.task, cell.task_config)
-    if task.fingerprint() != cell.data_fingerprint:
-        raise UserError(
-            f"{cell.label}: the data changed since the cell was resolved; run the command again"
-        )
-    train = cell.train
-    torch.manual_seed(_seed(cell, "init"))
-    model = build_model(cell.model, vocab_size=task.vocab_size, **cell.model_config).to(device)
-    module = CellModule(cell, task, model, listener)
-    saved = results / "checkpoints" / f"{cell.digest}.safetensors"
-    if saved.exists():
-        tensors, state = checkpoint.read(saved)
-        if not state.get("finished"):
-            module.unpack(tensors, state)
-            module._resumed = tensors
-    last_saved = time.perf_counter()
+class _Run:
+    """One sitting of a cell: its module, its checkpoint, and what earlier sittings left behind."""
 
-    def save() -> None:
-        nonlocal last_saved
-        if time.perf_counter() - last_saved > CHECKPOINT_SECONDS:
-            checkpoint.write(saved, *module.pack())
-            last_saved = time.perf_counter()
-        _write_log(results / "logs" / f"{cell.digest}.csv", module.curve)
+    def __init__(
+        self,
+        cell: Cell,
+        results: Path,
+        device: torch.device,
+        listener: Listener,
+        pause: Callable[[], bool],
+    ) -> None:
+        self.began = time.perf_counter()
+        self.cell, self.device, self.listener = cell, device, listener
+        reset_peak_memory(device)
+        self.task = prepared_task(cell.task, cell.task_config)
+        if self.task.fingerprint() != cell.data_fingerprint:
+            raise UserError(
+                f"{cell.label}: the data changed since the cell was resolved; run the command again"
+            )
+        torch.manual_seed(_seed(cell, "init"))
+        self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)
+        self.model.to(device)
+        self.module = CellModule(cell, self.task, self.model, listener)
+        self.module.pause = pause
+        self.module.after_step = self._save_at_times
+        self.saved = results / "checkpoints" / f"{cell.digest}.safetensors"
+        self.log = results / "logs" / f"{cell.digest}.csv"
+        self.trained = False
+        self.tested: dict[str, dict[str, float]] = {}  # by variant; "": the task itself
+        self.untested: dict[str, str] = {}  # variant -> why
+        self.earlier_seconds, self.earlier_peak = 0.0, 0
+        self.compiled: Compile = "off"
+        if self.saved.exists():
+            tensors, state = checkpoint.read(self.saved)
+            if not state.get("finished"):
+                self._resume(tensors, state)
+        self.saved_at = time.perf_counter()
+        self.save_cost = 0.0
 
-    module.after_validation = save
-    end = train.steps if stop_after is None else min(train.steps, module.step + stop_after)
-    if module.step < train.steps and not _stopped(module):
-        model.train()
-        fit(module, range(module.step, end), device)
-        if module.step < train.steps and not _stopped(module):
-            checkpoint.write(saved, *module.pack())
+    def to_the_end(self, devices: int, strategy: str, stop_after: int | None) -> Record | None:
+        """Trains and tests; None if the sitting ends before, or in a process not the first."""
+        module, steps = self.module, self.cell.train.steps
+        if not self.trained:
+            self.model.train()
+            end = steps if stop_after is None else min(steps, module.step + stop_after)
+            # One step more than there is where a validation is still due: it comes first.
+            if not module.stopped:
+                fit(
+                    module,
+                    range(module.step, max(end, module.step + 1)),
+                    self.device,
+                    devices,
+                    strategy,
+                )
+            if not ranks.first():
+                return None
+            if not module.stopped:
+                self._save()
+                return None
+            self.trained = True
+            self._save()
+        try:
+            with module.stoppable():
+                self._test()
+        except Paused:
+            self._save()
             return None
-    if module.best:
-        model.load_state_dict(module.best)
-    base = task.batch("test", 0, train.batch_size).inputs.numel()
+        checkpoint.write(
+            self.saved,
+            {f"model/{k}": v for k, v in self.model.state_dict().items()},
+            {"finished": True, "cell": asdict(self.cell)},
+        )
+        write_selection(self.saved.parents[1], self.cell, self.task, self.model)
+        return self._record(devices, strategy)
 
-    def test(which: Task) -> dict[str, float]:
-        listener({"event": "testing"})
-        return evaluate(
-            model,
-            which,
-            "test",
-            batch_size=train.batch_size,
-            max_tokens=train.test_batches * base,
-            device=device,
+    def compile(self, how: Compile) -> None:
+        """Compiles the training forward and backward pass; evaluation stays as it is."""
+        mode = "reduce-overhead" if how == "graphs" else None
+        compiled = torch.compile(self.model, mode=mode)
+        self.compiled = how
+
+        def logits(inputs_BL: Tensor) -> Tensor:
+            if how == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()
+            return compiled(inputs_BL)
+
+        self.module.logits = logits
+
+    def _test(self) -> None:
+        module, train = self.module, self.cell.train
+        if module.best:
+            self.model.load_state_dict(module.best)
+        budget = train.test_batches * self.task.batch("test", 0, train.batch_size).inputs.numel()
+        for label, which in {"": self.task, **self.task.test_variants()}.items():
+            if label in self.tested:
+                continue
+            tokens = budget
+            if label:
+                length = which.batch("test", 0, 1).inputs.shape[1]
+                reach = tokens_within_reach(self.model, length, self.device)
+                if isinstance(reach, str):
+                    self.untested[label] = reach
+                    continue
+                tokens = min(budget, reach)
+            self.listener({"event": "testing"})
+            self.tested[label] = evaluate(
+                self.model,
+                which,
+                "test",
+                batch_size=train.batch_size,
+                max_tokens=tokens,
+                device=self.device,
+            )
+            if self._save_is_due():
+                self._save()
+
+    def _record(self, devices: int, strategy: str) -> Record:
+        module, task = self.module, self.task
+        length = task.batch("validation", 0, 1).inputs.shape[1]
+        memory = max(self.earlier_peak, peak_memory(self.device))
+        return Record(
+            cell=self.cell,
+            digest=self.cell.digest,
+            status="done",
+            headline=task.headline,
+            higher_is_better=METRICS[task.headline],
+            test=self.tested.pop(""),
+            variants=self.tested,
+            stopped=self.untested,
+            chance=task.chance(),
+            baselines=task.baselines(),
+            curve=tuple(module.curve),
+            steps_done=module.step,
+            solved_at=module.solved_at,
+            cost=Cost(
+                parameters=sum(p.numel() for p in self.model.parameters()),
+                state_numbers=self.model.state_size(length),
+                flops_per_token=flops_per_token(self.model, length, self.device),
+                tokens_per_second=module.tokens / module.seconds,
+                peak_memory_bytes=memory,
+                train_seconds=module.seconds,
+                wall_seconds=self.earlier_seconds + time.perf_counter() - self.began,
+            ),
+            environment=environment(self.device, kernel_backends())
+            | {"devices": devices, "strategy": strategy, "compile": self.compiled},
         )
 
-    scores = test(task)
-    variants = {label: test(variant) for label, variant in task.test_variants().items()}
-    memory = peak_memory(device)
-    length = task.batch("validation", 0, 1).inputs.shape[1]
-    checkpoint.write(
-        saved,
-        {f"model/{k}": v for k, v in model.state_dict().items()},
-        {"finished": True, "cell": asdict(cell)},
-    )
-    return Record(
-        cell=cell,
-        digest=cell.digest,
-        status="done",
-        headline=task.headline,
-        higher_is_better=METRICS[task.headline],
-        test=scores,
-        variants=variants,
-        chance=task.chance(),
-        baselines=task.baselines(),
-        curve=tuple(module.curve),
-        steps_done=module.step,
-        solved_at=module.solved_at,
-        cost=Cost(
-            parameters=sum(p.numel() for p in model.parameters()),
-            state_numbers=model.state_size(length),
-            flops_per_token=flops_per_token(model, length, device),
-            tokens_per_second=module.tokens / module.seconds,
-            peak_memory_bytes=memory,
-            train_seconds=module.seconds,
-            wall_seconds=time.perf_counter() - began,
-        ),
-        environment=environment(device, kernel_backends()),
-    )
+    def _save_at_times(self, validated: bool) -> None:
+        if not ranks.first():
+            return
+        if self._save_is_due():
+            with self.module.untimed():
+                self._save()
+        if validated and self.module.curve:
+            _write_log(self.log, self.module.curve)
+
+    def _save_is_due(self) -> bool:
+        since = time.perf_counter() - self.saved_at
+        return since > max(CHECKPOINT_SECONDS, self.save_cost / CHECKPOINT_SHARE)
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        tensors, state = self.module.pack()
+        seconds = self.earlier_seconds + began - self.began
+        peak = max(self.earlier_peak, peak_memory(self.device))
+        state |= {"trained": self.trained, "tested": self.tested}
+        state |= {"wall_seconds": seconds, "peak_memory_bytes": peak}
+        checkpoint.write(self.saved, tensors, state)
+        self.saved_at = time.perf_counter()
+        self.save_cost = self.saved_at - began
+
+    def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self.module.unpack(tensors, state)
+        self.trained, self.tested = state["trained"], state["tested"]
+        self.earlier_seconds = state["wall_seconds"]
+        self.earlier_peak = state["peak_memory_bytes"]
 
 
-def fit(module: CellModule, steps: range, device: torch.device) -> None:
+def fit(
+    module: CellModule,
+    steps: range,
+    device: torch.device,
+    devices: int = 1,
+    strategy: str = "auto",
+) -> None:
     """Takes the steps of that range through Lightning."""
     train = module.cell.train
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -354,29 +575,15 @@ def fit(module: CellModule, steps: range, device: torch.device) -> None:
         trainer = lightning.Trainer(
             barebones=True,  # no logger, bar or checkpoints of its own: records are ours
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
+            devices=devices,
+            strategy=strategy,
+            plugins=[LightningEnvironment()],  # the processes are ours, whatever started them
             precision=train.precision,
             gradient_clip_val=train.clip or None,
             max_epochs=1,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, train_dataloaders=steps)
-
-
-def _stopped(module: CellModule) -> bool:
-    """Whether an earlier or this sitting ended the run before its last step."""
-    train = module.cell.train
-    if module.solved_at is not None and train.stop_early:
-        return True
-    if train.patience is None or not module.curve:
-        return False
-    headline = module.task.headline
-    values = [point.validation[headline] for point in module.curve]
-    return len(values) - 1 - _best_index(values, METRICS[headline]) >= train.patience
-
-
-def _best_index(values: list[float], higher: bool) -> int:
-    return values.index(max(values) if higher else min(values))
+        trainer.fit(module, train_dataloaders=module.feed.over(steps))
 
 
 def _unfinished(cell: Cell, status: Any, error: str, device: torch.device) -> Record:
@@ -389,16 +596,21 @@ def _unfinished(cell: Cell, status: Any, error: str, device: torch.device) -> Re
     )
 
 
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no exception class of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error)
+
+
 def _write_log(path: Path, curve: list[CurvePoint]) -> None:
     """The curve so far as CSV, for people who watch a run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        rows = [to_plain(replace(point)) for point in curve]
-        writer.writerow([*(k for k in rows[0] if k != "validation"), *rows[0]["validation"]])
-        for row in rows:
-            metrics = row.pop("validation")
-            writer.writerow([*row.values(), *metrics.values()])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    rows = [to_plain(replace(point)) for point in curve]
+    writer.writerow([*(k for k in rows[0] if k != "validation"), *rows[0]["validation"]])
+    for row in rows:
+        metrics = row.pop("validation")
+        writer.writerow([*row.values(), *metrics.values()])
+    write_file(path, text.getvalue().encode())
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -411,11 +623,18 @@ def _seed(cell: Cell, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
+def _prefetch(asked: int | None, device: torch.device) -> int:
+    """The processes that make batches: on a CPU they would only take the model's cores."""
+    if asked is not None:
+        return asked
+    return min(PREFETCH, max(1, cores() - 1)) if device.type == "cuda" else 0
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; valid here: cpu, auto")
     if name not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: valid are auto, cpu, cuda")
-    return torch.device(name)
+    return torch.device("cuda", ranks.rank()) if name == "cuda" else torch.device("cpu")

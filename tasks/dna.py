@@ -33,6 +33,7 @@ AMBIGUOUS = "RYSWKMBDHV"  # IUPAC codes, read as N
 MARKOV_ORDERS = 8
 CHUNK = 2**24  # bases encoded at once
 SLICE = "chr20-slice"  # the data set that comes with the package
+EMBEDDED = (SLICE, "apes-sample")  # checked whenever they are opened
 BASENJI = "basenji-human"  # the data set of the split of Basenji, Enformer and HyenaDNA
 BED_SPLITS: dict[str, Split] = {
     "train": "train",
@@ -50,11 +51,18 @@ class DnaConfig:
     """The sequence, its split and the window."""
 
     length: int = 256  # bases of a window
-    dataset: Literal["chr20-slice", "hg38"] = "chr20-slice"
+    dataset: Literal["chr20-slice", "chr20", "hg38"] = "chr20-slice"
     fasta: str | None = None  # a file, plain, gzip or bgzip, in place of the data set
     bed: str | None = None  # a file of chromosome, start, end, split; or "basenji-human"
     validation_chromosomes: tuple[str, ...] = ()  # instead of a BED file; the rest is train
     test_chromosomes: tuple[str, ...] = ()
+    # anywhere: train windows start at any base. segments: as the paper cuts the segments of its
+    # BED file, see _Segments.
+    sampling: Literal["anywhere", "segments"] = "anywhere"
+    reverse_complement: bool = False  # half of the train windows are read from the other strand
+    # Sequence-length warm-up: the curriculum's first stage has windows of this length, and the
+    # length doubles from stage to stage, at the same number of bases a batch.
+    warmup_from: int | None = None
 
 
 class Dna(Task):
@@ -68,6 +76,7 @@ class Dna(Task):
     of a BED file overlap, test keeps the bases before validation, and that before train. Runs of N
     as long as a window are cut out, so every window has a base to score. Train windows start
     anywhere; validation and test windows stand end to end, so that a base is scored at most once.
+    With sampling="segments" all three come from the segments of the BED file as in the paper.
     """
 
     Config = DnaConfig
@@ -114,12 +123,24 @@ class Dna(Task):
         c = self.config
         if c.length < 1:
             raise TaskError(f"task.length={c.length}: a window has at least 1 base")
-        self._genome = _open(c.dataset, c.fasta)
-        self._regions = self._split()
-        self._windows = {}
+        if c.warmup_from is not None and not 1 <= c.warmup_from < c.length:
+            raise TaskError(
+                f"task.warmup_from={c.warmup_from}: a length below task.length={c.length}: give 1 "
+                f"to {c.length - 1}, or none"
+            )
+        self._genome = open_genome(c.dataset, c.fasta)
+        self._segments = self._split()
+        self._regions = _disjoint(self._segments)
+        if c.sampling == "segments" and any(
+            self._regions[split] != _merged(self._segments[split]) for split in SPLITS
+        ):
+            raise TaskError(
+                f"task.sampling='segments' with task.bed={c.bed!r}: segments of two splits share "
+                "bases; give a BED file whose splits are apart, or sampling='anywhere'"
+            )
+        self._windows = {split: self._cut(split, c.length) for split in SPLITS}
+        self._stages = [self._cut("train", length) for length in self._stage_lengths()]
         for split in SPLITS:
-            gaps = [run for run in self._genome.gaps if run[1] - run[0] >= c.length]
-            self._windows[split] = Windows(_without(self._regions[split], gaps), c.length)
             if not len(self._windows[split]):
                 longest = max((end - start for start, end in self._regions[split]), default=0)
                 raise TaskError(
@@ -131,18 +152,46 @@ class Dna(Task):
     def fingerprint(self) -> str:
         return digest(READER, self._genome.sha256, sorted(self._regions.items()))
 
+    @property
+    def num_stages(self) -> int:
+        return len(self._stage_lengths())
+
     def batch(
         self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
     ) -> Batch:
         windows = self._windows[split]
         if split == "train":
-            starts = windows.random(batch_size, generator("dna", seed, index))
+            if stage is not None:
+                windows = self._stages[stage]
+                batch_size = batch_size * self.config.length // windows.length
+            rng = generator("dna", seed, index)
+            if isinstance(windows, _Segments):
+                starts = windows.epochs(index * batch_size, batch_size, seed)
+            else:
+                starts = windows.random(batch_size, rng)
+            tokens = windows.read(self._genome.bases, starts)
+            if self.config.reverse_complement:
+                other = rng.random(len(tokens)) < 0.5
+                tokens[other] = _COMPLEMENT[tokens[other, ::-1]]
         else:
-            starts = windows.fixed(index * batch_size, batch_size)
-        tokens = windows.read(self._genome.bases, starts)
+            tokens = windows.read(self._genome.bases, windows.fixed(index * batch_size, batch_size))
         targets = tokens[:, 1:].copy()
         targets[targets == N] = IGNORE
         return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
+
+    def _stage_lengths(self) -> list[int]:
+        """The lengths of the warm-up: doubling, below the task's own."""
+        first, lengths = self.config.warmup_from, []
+        while first is not None and first < self.config.length:
+            lengths.append(first)
+            first *= 2
+        return lengths
+
+    def _cut(self, split: Split, length: int) -> Windows | _Segments:
+        if self.config.sampling == "segments":
+            return _Segments(self._segments[split], self._genome, length)
+        gaps = [run for run in self._genome.gaps if run[1] - run[0] >= length]
+        return Windows(_without(self._regions[split], gaps), length)
 
     def num_batches(self, split: Split, batch_size: int) -> int | None:
         return None if split == "train" else -(-len(self._windows[split]) // batch_size)
@@ -196,8 +245,51 @@ class Dna(Task):
         return regions
 
 
+class _Segments(Windows):
+    """Windows as the paper cuts segments (App. E.3.1): every one is seen once an epoch.
+
+    Up to the length of a segment, its pieces end to end. Beyond, two windows a segment, one that
+    starts with it and one that ends with it: they read on into the bases around, of whatever split,
+    as the paper's and HyenaDNA's do. Windows beyond a record's ends, or of N alone, are left out.
+    """
+
+    def __init__(self, segments: Intervals, genome: Genome, length: int) -> None:
+        super().__init__([], length)
+        starts: list[int] = []
+        for start, end in segments:
+            if end - start > length:
+                starts += range(start, end - length, length)
+                continue
+            first, last = genome.around(start)
+            starts += (at for at in (start, end - length - 1) if first <= at < last - length)
+        gaps = [run for run in genome.gaps if run[1] - run[0] >= length]
+        lows, highs = (np.array([run[i] for run in gaps], dtype=np.int64) for i in (0, 1))
+        found = np.unique(np.array(starts, dtype=np.int64))
+        if len(lows) and len(found):
+            gap = np.maximum(np.searchsorted(lows, found + 1, side="right") - 1, 0)
+            found = found[~((lows[gap] <= found + 1) & (found + length + 1 <= highs[gap]))]
+        self._cuts = found
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def fixed(self, first: int, count: int) -> np.ndarray:
+        if count and not 0 <= first < len(self):
+            raise IndexError(f"window {first} of {len(self)}")
+        return self._cuts[self._order[first : first + count]]
+
+    def epochs(self, first: int, count: int, seed: int) -> np.ndarray:
+        """The windows `first` to `first` + `count` of an endless stream, shuffled every epoch."""
+        which = np.arange(first, first + count, dtype=np.int64)
+        epoch, place = which // len(self), which % len(self)
+        order = {
+            e: generator("dna epoch", seed, e).permutation(len(self)) for e in set(epoch.tolist())
+        }
+        return self._cuts[[order[e][p] for e, p in zip(epoch.tolist(), place, strict=True)]]
+
+
 @dataclass(frozen=True, eq=False)
-class _Genome:
+class Genome:
     """All records of a FASTA file as one array of ids, memory-mapped from the cache."""
 
     where: str  # for messages
@@ -217,6 +309,15 @@ class _Genome:
             )
         return self.records[name]
 
+    def without(self, interval: tuple[int, int], gaps: Intervals) -> Intervals:
+        """What is left of an interval without some of the gaps."""
+        low, high = interval
+        return _without([interval], [(s, e) for s, e in gaps if s < high and e > low])
+
+    def around(self, place: int) -> tuple[int, int]:
+        """The interval of the record that holds a base."""
+        return next((s, e) for s, e in self.records.values() if s <= place < e)
+
     def by_position(self) -> dict[Split, Intervals]:
         """Every record cut in three, in order."""
         regions: dict[Split, Intervals] = {split: [] for split in SPLITS}
@@ -228,12 +329,13 @@ class _Genome:
         return regions
 
 
-def _open(dataset: str, fasta: str | None) -> _Genome:
+def open_genome(dataset: str, fasta: str | None, where: str | None = None) -> Genome:
+    """The bases of a data set, or of a FASTA file that was named at `where`; raises TaskError."""
     if fasta is not None:
-        path, where = Path(fasta).expanduser(), f"task.fasta={fasta!r}"
+        path, where = Path(fasta).expanduser(), where or f"task.fasta={fasta!r}"
     else:
         path, where = fetch(dataset), f"task.dataset={dataset!r}"
-        if dataset == SLICE and not (said := verify(dataset)).startswith("ok"):
+        if dataset in EMBEDDED and not (said := verify(dataset)).startswith("ok"):
             raise TaskError(f"{where}: {said}")
     if not path.is_file():
         raise TaskError(f"{where}: no such file; give a FASTA file, plain or gzip")
@@ -245,7 +347,7 @@ def _open(dataset: str, fasta: str | None) -> _Genome:
 
 
 @lru_cache(maxsize=4)
-def _encoded(path: Path, where: str, size: int, changed: int) -> _Genome:
+def _encoded(path: Path, where: str, size: int, changed: int) -> Genome:
     """The file's bases from the cache, encoded into it the first time."""
     with path.open("rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
@@ -255,7 +357,7 @@ def _encoded(path: Path, where: str, size: int, changed: int) -> _Genome:
             logging.getLogger("seqbench").info("dna: reading %s once, into %s", path, folder)
         _encode(path, where, folder)
     facts = json.loads((folder / "records.json").read_text(encoding="utf-8"))
-    return _Genome(
+    return Genome(
         where=where,
         bases=np.memmap(folder / "bases.u1", dtype=np.uint8, mode="r"),
         records={name: (start, end) for name, start, end in facts["records"]},
@@ -342,8 +444,8 @@ def _plain(path: Path, where: str, work: Path) -> Path:
     return unpacked
 
 
-def _read_bed(bed: str, genome: _Genome) -> dict[Split, Intervals]:
-    """The regions of a BED file with the split in its fourth column; no base in two of them."""
+def _read_bed(bed: str, genome: Genome) -> dict[Split, Intervals]:
+    """The segments of a BED file with the split in its fourth column."""
     path = fetch(bed) if bed == BASENJI else Path(bed).expanduser()
     found: dict[Split, Intervals] = {split: [] for split in SPLITS}
     try:
@@ -370,9 +472,14 @@ def _read_bed(bed: str, genome: _Genome) -> dict[Split, Intervals]:
                 "0 <= start < end <= bases must hold; is the BED file of another assembly?"
             )
         found[BED_SPLITS[columns[3]]].append((first + start, first + end))
-    test = _merged(found["test"])
-    validation = _without(_merged(found["validation"]), test)
-    train = _without(_merged(found["train"]), _merged([*test, *validation]))
+    return found
+
+
+def _disjoint(segments: dict[Split, Intervals]) -> dict[Split, Intervals]:
+    """The splits without a base in two of them: test keeps it, then validation."""
+    test = _merged(segments["test"])
+    validation = _without(_merged(segments["validation"]), test)
+    train = _without(_merged(segments["train"]), _merged([*test, *validation]))
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -380,6 +487,7 @@ _NO_BASE = 255
 _IDS = np.full(256, _NO_BASE, dtype=np.uint8)
 _IDS[list(LETTERS.encode())] = range(len(LETTERS))
 _IDS[list(AMBIGUOUS.encode())] = N
+_COMPLEMENT = np.array([LETTERS.index(letter) for letter in "TGCAN"], dtype=np.int64)
 
 
 def _runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:

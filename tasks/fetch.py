@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 import zipfile
@@ -51,6 +52,7 @@ class Dataset:
     licence: str
     bytes: int | None = None  # of the download, where its publisher says so
     checksum: str | None = None  # "sha256:HEX" or "md5:HEX" as published; None: see `recorded`
+    package: str | None = None  # a Debian package that carries it, at `source` inside the package
     unpack: Literal["zip", "gzip"] | None = None
     ready: str = ""  # what `fetch` returns, below the unpacked folder
     embedded: Callable[[], Path] | None = None
@@ -109,7 +111,7 @@ def fetch(name: str, *, path: str | Path | None = None) -> Path:
         if dataset.embedded is not None or dataset.path.exists():
             return dataset.path
         if not dataset.download.exists():
-            _download(dataset)
+            (_download if dataset.package is None else _from_package)(dataset)
         if dataset.unpack:
             _unpack(dataset)
     return dataset.path
@@ -285,6 +287,43 @@ def _download(dataset: Dataset) -> None:
     _record(dataset, dataset.download)
 
 
+def _from_package(dataset: Dataset) -> None:
+    """Takes the file out of a Debian package, without installing it; Debian and Ubuntu only."""
+    tools = ("apt-get", "dpkg-deb")
+    if absent := [tool for tool in tools if shutil.which(tool) is None]:
+        raise TaskError(
+            f"data set {dataset.name!r} lies in the Debian package {dataset.package}, and there is "
+            f"no {absent[0]} here; take {dataset.download.name} out of the package elsewhere, then "
+            f"seqbench data fetch {dataset.name} --path FILE"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for command in (
+            # apt warns when its sandbox user cannot write here; as the caller it can.
+            ["apt-get", "download", "-o", "APT::Sandbox::User=", str(dataset.package)],
+            ["sh", "-c", "dpkg-deb -x ./*.deb unpacked"],
+        ):
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+                raise TaskError(
+                    f"data set {dataset.name!r}: {command[0]} fails on the Debian package "
+                    f"{dataset.package} ({said}); run apt-get update and try again, or give the "
+                    f"file itself: seqbench data fetch {dataset.name} --path FILE"
+                )
+        file = Path(folder) / "unpacked" / dataset.source.partition(": ")[2].lstrip("/")
+        found = _checksum(file, like=str(dataset.checksum)) if file.is_file() else "no such file"
+        if found != dataset.checksum:
+            raise TaskError(
+                f"data set {dataset.name!r}: the Debian package {dataset.package} holds another "
+                f"{file.name}: expected {dataset.checksum}, found {found}; give the file itself: "
+                f"seqbench data fetch {dataset.name} --path FILE"
+            )
+        dataset.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, dataset.partial)
+        dataset.partial.replace(dataset.download)
+    _record(dataset, dataset.download)
+
+
 def _record(dataset: Dataset, file: Path) -> None:
     found = _checksum(file, like="sha256:").partition(":")[2]
     dataset.recorded.write_text(f"{found}  {dataset.download.name}\n", encoding="utf-8")
@@ -437,6 +476,14 @@ def _embedded() -> list[Dataset]:
             embedded=lambda: data / "dna" / "chr20_slice.fa.gz",
         ),
         Dataset(
+            name="apes-sample",
+            task="species",
+            source="pieces of chromosome 22 of four great apes, aligned; provenance in its README",
+            licence="public reference sequences",
+            checksum="sha256:568d07309a0c058860632702290e9c46f85b5458e49d532d40ff874d67d2800e",
+            embedded=lambda: data / "species" / "apes.fa.gz",
+        ),
+        Dataset(
             name="piano-rendered",
             task="piano",
             source="rendered by scripts/render_piano.py; provenance in its README",
@@ -480,6 +527,16 @@ def _downloads() -> list[Dataset]:
             ready="enwik8",
         ),
         Dataset(
+            name="wikitext-103",
+            task="language",
+            source="https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-raw-v1.zip",
+            licence="Wikipedia's (CC BY-SA 3.0)",
+            bytes=191_984_949,
+            checksum="sha256:91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+            unpack="zip",
+            ready="wikitext-103-raw",
+        ),
+        Dataset(
             name="hg38",
             task="dna",
             source=f"{_UCSC}/bigZips/hg38.fa.gz",
@@ -490,6 +547,17 @@ def _downloads() -> list[Dataset]:
             ready="hg38.fa",
         ),
         *chromosomes,
+        Dataset(
+            name="chr20",
+            task="dna",
+            source="Debian package vt-examples: /usr/share/doc/vt/examples/ref/20.fa.gz",
+            licence="public reference sequence (GRCh37)",
+            bytes=18_335_121,
+            checksum="sha256:83c80b3fb23822ff0a66f26306e46f5db3c83d48fcff68bcddc353a3d8ef581b",
+            package="vt-examples",
+            unpack="gzip",
+            ready="chr20.fa",
+        ),
         Dataset(
             name="basenji-human",
             task="dna",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqbench.models import recurrence
+from seqbench.kernels.linear_attention import linear_attention, linear_attention_step
 from seqbench.models.base import SequenceLayer, State, require
 
 
@@ -53,7 +53,7 @@ class GLA(SequenceLayer):
 
     def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
         q, k, v, log_decay, gate = self._project(x_BLD)
-        y, new_state = recurrence.linear_attention(q, k, v, log_decay, state, chunk=32)
+        y, new_state = linear_attention(q, k, v, log_decay, state, chunk=32)
         y = self._output(y, gate)
         return y if state is None else (y, new_state)
 
@@ -63,7 +63,7 @@ class GLA(SequenceLayer):
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v, log_decay, gate = self._project(x_BD)
-        y, state = recurrence.linear_attention_step(q, k, v, log_decay, state)
+        y, state = linear_attention_step(q, k, v, log_decay, state)
         return self._output(y, gate), state
 
     def state_size(self, length: int) -> int:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from seqbench.kernels.causal_conv1d import causal_conv1d
+from seqbench.kernels.long_conv import long_conv
 from seqbench.models.base import SequenceLayer, State, no_weight_decay, require
-from seqbench.models.convolution import long_convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Hyena(SequenceLayer):
             if L == 1:
                 y = torch.einsum("btd,dt->bd", wide, filter_DT.flip(1))[:, None]
             else:
-                y = long_convolution(wide, filter_DT)[:, -L:]
+                y = long_conv(wide, filter_DT)[:, -L:]
         return y.to(x.dtype), seen
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqbench.models import recurrence
+from seqbench.kernels.linear_attention import linear_attention, linear_attention_step
 from seqbench.models.base import SequenceLayer, State, require
 
 
@@ -43,7 +43,7 @@ class LinearAttention(SequenceLayer):
         self.out_proj = nn.Linear(width, width, bias=config.bias)
 
     def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
-        y, new_state = recurrence.linear_attention(*self._project(x_BLD), None, state)
+        y, new_state = linear_attention(*self._project(x_BLD), None, state)
         y = self._normalise(y, x_BLD.dtype)
         return y if state is None else (y, new_state)
 
@@ -52,7 +52,7 @@ class LinearAttention(SequenceLayer):
         return torch.zeros(batch_size, self.heads, head, head + 1, device=device, dtype=dtype)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = recurrence.linear_attention_step(*self._project(x_BD), None, state)
+        y, state = linear_attention_step(*self._project(x_BD), None, state)
         return self._normalise(y, x_BD.dtype), state
 
     def state_size(self, length: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqbench.models import recurrence
+from seqbench.kernels.linear_attention import linear_attention, linear_attention_step
 from seqbench.models.base import SequenceLayer, State, require
 from seqbench.models.rotary import rotate
 
@@ -52,11 +52,11 @@ class RetNet(SequenceLayer):
         position = torch.arange(x_BLD.shape[1], device=x_BLD.device)
         if state is None:
             q, k, v, gate = self._project(x_BLD, position)
-            y, _ = recurrence.linear_attention(q, k, v, self._log_decay(q))
+            y, _ = linear_attention(q, k, v, self._log_decay(q))
             return self._output(y, gate)
         sums, seen_B = state
         q, k, v, gate = self._project(x_BLD, seen_B[:, None] + position)
-        y, sums = recurrence.linear_attention(q, k, v, self._log_decay(q), sums)
+        y, sums = linear_attention(q, k, v, self._log_decay(q), sums)
         return self._output(y, gate), (sums, seen_B + x_BLD.shape[1])
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
@@ -67,7 +67,7 @@ class RetNet(SequenceLayer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         sums, seen_B = state
         q, k, v, gate = (t[:, 0] for t in self._project(x_BD[:, None], seen_B[:, None]))
-        y, sums = recurrence.linear_attention_step(q, k, v, self._log_decay(q), sums)
+        y, sums = linear_attention_step(q, k, v, self._log_decay(q), sums)
         return self._output(y, gate), (sums, seen_B + 1)
 
     def state_size(self, length: int) -> int:

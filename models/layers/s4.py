@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from seqbench.kernels.long_conv import long_conv
+from seqbench.kernels.long_conv.diagonal import diagonal_conv, diagonal_kernel, powers
 from seqbench.models.base import SequenceLayer, State, no_weight_decay, require
-from seqbench.models.convolution import long_convolution
 from seqbench.models.hippo import normal_legs
-
-CHUNK = 1024  # positions taken at a time when a state is carried: bounds memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +68,15 @@ class S4(SequenceLayer):
             if state is None:
                 y = self._convolve(x, self.kernel(x.shape[1]))
             else:
-                y, state = self._in_chunks(x, state)
+                y, state = diagonal_conv(x, *self._readout(), state)
+                y = y + self.D * x
         y = y.to(x_BLD.dtype)
         return y if state is None else (y, state)
 
     def kernel(self, length: int) -> Tensor:
         """C Ā^l B̄ for l = 0 ... length - 1, as real numbers (D, L)."""
         log_Abar, Bbar, C = self._readout()
-        near_DMJ, far_DMI = self._near_and_far(log_Abar, length)
-        rows_DIR = _rows((C * Bbar)[..., None].conj() * far_DMI.conj()).mT
-        return (rows_DIR @ _rows(near_DMJ)).flatten(1)[:, :length]
+        return diagonal_kernel(log_Abar, C * Bbar, length)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
         real = self.log_dt.dtype
@@ -93,7 +91,7 @@ class S4(SequenceLayer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         log_Abar, Bbar, C = self._readout()
         x = x_BD.to(self.log_dt.dtype)
-        state = self._powers(log_Abar, 1) * state + Bbar * x[..., None]
+        state = powers(log_Abar, 1, state.is_complex()) * state + Bbar * x[..., None]
         return ((C * state).sum(-1).real + self.D * x).to(x_BD.dtype), state
 
     def state_size(self, length: int) -> int:
@@ -112,49 +110,10 @@ class S4(SequenceLayer):
         Abar = (1 + A * dt / 2) / (1 - A * dt / 2)
         return torch.log(Abar.to(dt.dtype.to_complex())), dt / (1 - A * dt / 2), C
 
-    def _powers(self, log_Abar: Tensor, exponent: Tensor | int) -> Tensor:
-        """Ā^exponent, (D, M) or (D, M, L); angles in float64, as they grow to many turns."""
-        if isinstance(exponent, Tensor):
-            log_Abar = log_Abar[..., None]
-        if not log_Abar.is_complex():
-            return torch.exp(log_Abar * exponent)
-        size, angle = torch.exp(log_Abar.real * exponent), log_Abar.imag.double() * exponent
-        real = size * angle.cos().to(size.dtype)
-        return torch.complex(real, size * angle.sin().to(size.dtype)) if self.complex else real
-
-    def _near_and_far(self, log_Abar: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Ā^j and Ā^(block i), (D, M, J) and (D, M, I), with l = block i + j.
-
-        So a kernel is a matrix product, with 2 sqrt(L) exponentials a mode in place of L.
-        """
-        block = math.isqrt(max(length - 1, 0)) + 1
-        lag = torch.arange(block, device=log_Abar.device)
-        far = block * torch.arange(-(-length // block), device=log_Abar.device)
-        return self._powers(log_Abar, lag), self._powers(log_Abar, far)
-
     def _convolve(self, x_BLD: Tensor, kernel_DL: Tensor) -> Tensor:
         # D x[t] is one more tap at lag 0: no pass of its own over (B, L, D).
         first, rest = kernel_DL.tensor_split([1], 1)
-        return long_convolution(x_BLD, torch.cat([first + self.D[:, None], rest], 1))
-
-    def _in_chunks(self, x_BLD: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        log_Abar, Bbar, C = self._readout()
-        kernel_DL = self.kernel(min(x_BLD.shape[1], CHUNK))
-        ys, powers_DML = [], None
-        for x in x_BLD.split(CHUNK, 1):
-            L = x.shape[1]
-            if powers_DML is None or powers_DML.shape[-1] != L:
-                near_DMJ, far_DMI = self._near_and_far(log_Abar, L)
-                powers_DML = (far_DMI[..., None] * near_DMJ[:, :, None]).flatten(2)[..., :L]
-            # What the state still gives out, C Ā^(l+1) h, and what it becomes.
-            Abar = self._powers(log_Abar, 1)
-            read_DBR = _rows(((C * Abar) * state).conj().transpose(0, 1).mT).mT
-            y = self._convolve(x, kernel_DL[:, :L])
-            ys.append(y + (read_DBR @ _rows(powers_DML)).permute(1, 2, 0))
-            added_DBR = x.permute(2, 0, 1) @ _rows(powers_DML.flip(-1)).mT
-            added_BDM = _from_rows(added_DBR, self.complex).transpose(0, 1)
-            state = self._powers(log_Abar, L) * state + Bbar * added_BDM
-        return torch.cat(ys, 1), state
+        return long_conv(x_BLD, torch.cat([first + self.D[:, None], rest], 1))
 
 
 def _eigenvalues(config: S4Config) -> NDArray[Any]:
@@ -172,15 +131,3 @@ def _eigenvalues(config: S4Config) -> NDArray[Any]:
 
 def _parameter(value: Tensor) -> nn.Parameter:
     return no_weight_decay(nn.Parameter(value))
-
-
-def _rows(z_DMX: Tensor) -> Tensor:
-    """Complex (D, M, X) -> real (D, 2 M, X): Re(w·z) over the modes is rows(conj w)·rows(z)."""
-    if not z_DMX.is_complex():
-        return z_DMX
-    return torch.cat([z_DMX.real, z_DMX.imag], 1)
-
-
-def _from_rows(rows_XR: Tensor, is_complex: bool) -> Tensor:
-    """The reverse, over the last axis."""
-    return torch.complex(*rows_XR.chunk(2, -1)) if is_complex else rows_XR

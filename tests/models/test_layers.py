@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 
 from seqbench.models.base import SequenceLayer
-from seqbench.models.convolution import long_convolution
 from seqbench.models.discovery import layer_class
 from seqbench.models.hippo import normal_legs
-from seqbench.models.recurrence import (
-    diagonal_recurrence,
-    linear_attention,
-    linear_attention_loop,
-)
 from seqbench.models.rotary import rotate
 
 
@@ -35,53 +29,6 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 130])
-@pytest.mark.parametrize("decay", ["none", "head", "key", "strong"])
-def test_chunked_linear_attention_is_the_loop(length: int, decay: str) -> None:
-    B, H, K, V = 2, 3, 4, 5
-    q, k = noise(B, length, H, K), noise(B, length, H, K) + 1
-    v, state = noise(B, length, H, V), noise(B, H, K, V)
-    log_decay = {
-        "none": None,
-        "head": -torch.rand(H, 1, dtype=torch.float64),
-        "key": -torch.rand(B, length, H, K, dtype=torch.float64),
-        "strong": -5 * torch.rand(B, length, H, K, dtype=torch.float64),
-    }[decay]
-    for t in (q, k, v, state):
-        t.requires_grad_()
-    results = []
-    for function in (linear_attention, linear_attention_loop):
-        chunk = {"chunk": 16} if function is linear_attention else {}
-        y, end = function(q, k, v, log_decay, state, **chunk)
-        gradients = torch.autograd.grad((y * y.sin()).sum() + end.cos().sum(), (q, k, v, state))
-        results.append((y, end, *gradients))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
-def test_chunked_diagonal_recurrence_is_the_loop(length: int) -> None:
-    log_a = torch.complex(-noise(6).abs(), 3 * noise(6))
-    x = torch.complex(noise(2, length, 6), noise(3, length, 6)[:2])
-    h = state = torch.complex(noise(2, 6), noise(2, 6))
-    expected = []
-    for t in range(length):
-        h = torch.exp(log_a) * h + x[:, t]
-        expected.append(h)
-    ours = diagonal_recurrence(log_a, x, state)
-    torch.testing.assert_close(ours, torch.stack(expected, 1), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("length", [1, 2, 5, 64, 100])
-def test_long_convolution_is_the_sum(length: int) -> None:
-    x, h = noise(2, length, 3), noise(3, length)
-    expected = torch.zeros_like(x)
-    for t in range(length):
-        for s in range(t + 1):
-            expected[:, t] += h[:, t - s] * x[:, s]
-    torch.testing.assert_close(long_convolution(x, h), expected, rtol=1e-9, atol=1e-9)
-
-
 def test_hyena_is_the_sum_over_its_filter() -> None:
     layer = make("hyena", filter_length=50)
     x = noise(2, 40, 8)
@@ -94,6 +41,31 @@ def test_hyena_is_the_sum_over_its_filter() -> None:
     # A filter is a function of the lag alone, whatever the length.
     torch.testing.assert_close(layer.filter(90)[:, :40], h_DL, rtol=0, atol=1e-12)
     assert h_DL[:, 0].abs().min() > 20 * h_DL[:, -1].abs().min(), "the fast channels decay"
+
+
+@torch.no_grad()
+def test_a_state_of_attention_can_be_continued_twice() -> None:
+    """Keys are written into spare room while decoding: never where another state looks."""
+    layer = make("attention", num_heads=2)
+    _, state = layer(noise(2, 5, 8), layer.initial_state(2, torch.device("cpu"), torch.float64))
+    kept = [t.clone() for t in state]
+    one, other = noise(3, 2, 8)[:2]
+    branches = [layer.step(x, state)[1] for x in (one, other)]
+    for x, branch in zip((one, other), branches):
+        expected_state = layer.step(x, tuple(kept))[1]
+        for _ in range(3):
+            y, branch = layer.step(x, branch)
+            expected, expected_state = layer.step(x, tuple(t.clone() for t in expected_state))
+            torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    assert all(torch.equal(t, k) for t, k in zip(state, kept))
+    some = tuple(t[:1] for t in branches[0])
+    torch.testing.assert_close(
+        layer.step(one[:1], some)[0], layer.step(one, branches[0])[0][:1], rtol=0, atol=1e-12
+    )
+    # Token after token in one place, not copied each time.
+    _, first = layer.step(one, branches[0])
+    _, second = layer.step(one, first)
+    assert second[0].data_ptr() == first[0].data_ptr()
 
 
 def test_attention_is_the_softmax_sum() -> None:

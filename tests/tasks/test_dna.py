@@ -311,3 +311,61 @@ def test_intervals_less_intervals_is_what_sets_say() -> None:
         expected -= {i for a, b in holes for i in range(a, b)}
         assert {i for a, b in left for i in range(a, b)} == expected
         assert sum(b - a for a, b in left) == len(expected) and all(a < b for a, b in left)
+
+
+def test_segments_are_cut_as_the_paper_cuts_them(tmp_path: Path) -> None:
+    sequence = _random_dna(1000)
+    fasta = _fasta(tmp_path / "a.fa", {"a": sequence})
+    bed = tmp_path / "split.bed"
+    bed.write_text("a 100 200 train\na 300 400 train\na 500 600 valid\na 700 800 test\n")
+    short = _task(fasta, length=32, bed=str(bed), sampling="segments")
+    starts = [100, 132, 164, 300, 332, 364]
+    assert sorted(short._windows["train"]._cuts.tolist()) == starts
+    rows = torch.cat([short.batch("train", i, 4).inputs for i in range(3)])  # two epochs of six
+    seen = sorted(sequence.index(_letters(row)) for row in rows.tolist())
+    assert seen == sorted(starts * 2)
+    long = _task(fasta, length=150, bed=str(bed), sampling="segments")
+    # A window that starts with its segment, and one that ends with it.
+    assert sorted(long._windows["train"]._cuts.tolist()) == [49, 100, 249, 300]
+    assert len(long._windows["test"]) == 2
+
+
+def test_segments_leave_out_windows_of_n_alone_and_beyond_the_record(tmp_path: Path) -> None:
+    sequence = _random_dna(100) + "N" * 100 + _random_dna(300)
+    fasta = _fasta(tmp_path / "a.fa", {"a": sequence})
+    bed = tmp_path / "split.bed"
+    bed.write_text("a 0 250 train\na 250 370 valid\na 380 500 test\n")
+    for length in (16, 140):
+        task = _task(fasta, length=length, bed=str(bed), sampling="segments")
+        for split in SPLITS:
+            for row in task.batch(split, 0, 64).targets:
+                assert (row != IGNORE).any()
+    assert task._windows["test"]._cuts.tolist() == [359]  # from 380 it would leave the record
+
+
+def test_segments_of_two_splits_that_share_bases_are_refused(tmp_path: Path) -> None:
+    fasta = _fasta(tmp_path / "a.fa", {"a": _random_dna(500)})
+    bed = tmp_path / "split.bed"
+    bed.write_text("a 0 300 train\na 250 350 valid\na 400 500 test\n")
+    with pytest.raises(TaskError, match="share bases"):
+        _task(fasta, bed=str(bed), sampling="segments")
+
+
+def test_half_of_the_train_windows_come_from_the_other_strand(tmp_path: Path) -> None:
+    sequence = _random_dna(3000)
+    task = _task(_fasta(tmp_path / "a.fa", {"a": sequence}), length=24, reverse_complement=True)
+    other = sequence[::-1].translate(str.maketrans("ACGT", "TGCA"))
+    rows = [_letters(row) for row in task.batch("train", 0, 200).inputs.tolist()]
+    strands = [row in sequence for row in rows]
+    assert all(row in sequence or row in other for row in rows)
+    assert 60 < sum(strands) < 140
+    assert all(_letters(r) in sequence for r in task.batch("test", 0, 8).inputs.tolist())
+
+
+def test_the_warm_up_doubles_the_length_at_the_same_number_of_bases(tmp_path: Path) -> None:
+    fasta = _fasta(tmp_path / "a.fa", {"a": _random_dna(3000)})
+    task = _task(fasta, length=128, warmup_from=32)
+    shapes = [tuple(task.batch("train", 0, 4, stage=s).inputs.shape) for s in (0, 1, None)]
+    assert shapes == [(16, 32), (8, 64), (4, 128)] and task.num_stages == 2
+    with pytest.raises(TaskError, match="warmup_from=128"):
+        _task(fasta, length=128, warmup_from=128)

@@ -325,6 +325,55 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(
         fetch.fetch("corpus")
 
 
+def _debian(folder: Path, content: bytes, inside: str) -> Path:
+    """Stand-ins for apt-get and dpkg-deb that bring a package with one file in it."""
+    folder.mkdir()
+    (folder / "content").write_bytes(content)
+    scripts = {
+        "apt-get": "touch vt-examples_1_all.deb",
+        "dpkg-deb": f'mkdir -p "$3/{Path(inside).parent}"; cp {folder}/content "$3/{inside}"',
+    }
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_a_data_set_in_a_debian_package_is_taken_out_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = gzip.compress(b">20\nACGT\n")
+    dataset = replace(
+        fetch.registry()["chr20"], checksum=f"sha256:{hashlib.sha256(packed).hexdigest()}"
+    )
+    offer(monkeypatch, dataset)
+    monkeypatch.setenv("SEQBENCH_DATA", str(tmp_path / "cache"))
+    tools = _debian(tmp_path / "tools", packed, "usr/share/doc/vt/examples/ref/20.fa.gz")
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    assert fetch.fetch("chr20").read_text() == ">20\nACGT\n"
+    assert fetch.verify("chr20").startswith("ok")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"other", "holds another 20.fa.gz"), (None, "no apt-get here")]
+)
+def test_a_package_that_cannot_serve_names_the_remedy(
+    content: bytes | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQBENCH_DATA", str(tmp_path / "cache"))
+    tools = tmp_path / "tools"
+    if content is None:
+        tools.mkdir()
+        monkeypatch.setenv("PATH", str(tools))
+    else:
+        _debian(tools, content, "usr/share/doc/vt/examples/ref/20.fa.gz")
+        monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    with pytest.raises(TaskError, match=said) as refused:
+        fetch.fetch("chr20")
+    assert "--path FILE" in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "cache" / "chr20").exists()
+
+
 def test_an_unknown_name_lists_the_valid_ones() -> None:
     with pytest.raises(TaskError, match=r"'text9'.*text8"):
         fetch.fetch("text9")
@@ -336,7 +385,7 @@ def test_the_registry_is_complete_and_serialisable() -> None:
     assert sum(name.startswith("hg38-chr") for name in datasets) == 24
     for name, dataset in datasets.items():
         json.dumps(fetch.describe(name))
-        assert dataset.embedded or dataset.source.startswith("https://")
+        assert dataset.embedded or dataset.package or dataset.source.startswith("https://")
         algorithm, _, digest = (dataset.checksum or "sha256:" + "0" * 64).partition(":")
         assert len(bytes.fromhex(digest)) == {"sha256": 32, "md5": 16}[algorithm]
 

@@ -2,15 +2,21 @@
 
 import gzip
 import importlib.util
+import json
+import sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from seqbench.tasks import corpora
 from seqbench.tasks.base import SPLITS, TaskError
-from seqbench.tasks.language import Language, LanguageConfig, _split_of
+from seqbench.tasks.corpora import split_of, vocabulary
+from seqbench.tasks.language import Language, LanguageConfig
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +24,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQBENCH_DATA", str(tmp_path / "cache"))
 
 
-def _task(path: object = None, length: int = 16) -> Language:
-    task = Language(LanguageConfig(path=None if path is None else str(path), length=length))
+def _task(path: object = None, length: int = 16, **config: Any) -> Language:
+    task = Language(
+        LanguageConfig(path=None if path is None else str(path), length=length, **config)
+    )
     task.prepare()
     return task
 
@@ -101,7 +109,7 @@ def test_a_folder_is_split_by_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [3, 4, 5, 10, 237, 1000])
 def test_every_split_gets_documents(count: int) -> None:
-    splits = _split_of(count)
+    splits = split_of(count)
     assert len(splits) == count
     assert splits.count("test") == splits.count("validation") == max(1, round(count / 10))
 
@@ -162,3 +170,112 @@ def test_the_paper_scale_asks_for_a_text() -> None:
 def test_a_window_has_a_length(length: int) -> None:
     with pytest.raises(TaskError, match=f"task.length={length}"):
         _task(None, length)
+
+
+PAGES = [f"Page {i}: caf\u00e9, {'many words ' * (i + 1)}\n" for i in range(40)]
+
+
+def test_byte_pairs_stand_for_the_text_and_bits_count_its_bytes(tmp_path: Path) -> None:
+    for i, page in enumerate(PAGES):
+        (tmp_path / f"{i:02}.txt").write_text(page)
+    task = _task(tmp_path, tokenizer="gpt2")
+    assert task.vocab_size == 50_257
+    whole = b"".join(_text(_task(tmp_path), split) for split in SPLITS)
+    words = vocabulary("gpt2")
+    assert words.encode(b"Hello world", "").tolist() == [15496, 995]
+    for split, (start, end) in task._corpus.region.items():
+        tokens = task._corpus.tokens[start:end]
+        assert (tokens == words.end).sum() == (36 - 4 if split == "train" else 4)
+        text_bytes = len(_text(_task(tmp_path), split))
+        assert task.units_per_token(split) * len(tokens) == pytest.approx(text_bytes)
+    assert sum(task._corpus.text_bytes.values()) == len(whole)
+    assert task.chance() == pytest.approx(np.log2(50_257) / task.units_per_token("test"))
+
+
+def test_byte_pairs_are_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("".join(PAGES))
+    first = _task(tmp_path / "a.txt", tokenizer="gpt2")
+    corpora._of_file.cache_clear()
+    monkeypatch.setattr(corpora, "_write", None)
+    again = _task(tmp_path / "a.txt", tokenizer="gpt2")
+    assert again.fingerprint() == first.fingerprint()
+    assert isinstance(again._corpus.tokens, np.memmap)
+    _task(tmp_path / "a.txt")  # bytes are not copied at all
+
+
+def test_a_single_file_of_byte_pairs_is_cut_between_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\u00e9" * 999)
+    task = _task(tmp_path / "a.txt", tokenizer="gpt2")
+    assert task._corpus.text_bytes == {"train": 1798, "validation": 100, "test": 100}
+
+
+def test_lines_of_json_are_documents(tmp_path: Path) -> None:
+    file = tmp_path / "pages.jsonl"
+    file.write_text("".join(json.dumps({"body": page}) + "\n\n" for page in PAGES))
+    task = _task(file, field="body")
+    for number, (split, page) in enumerate(zip(split_of(len(PAGES)), PAGES, strict=True)):
+        assert page.encode() + b"\0" in _text(task, split), number
+    assert sum(len(_text(task, s)) for s in SPLITS) == sum(len(p.encode()) + 1 for p in PAGES)
+
+
+@pytest.mark.parametrize(
+    ("content", "config", "said"),
+    [
+        ('{"text": "a"}\n' * 2, {}, "2 documents"),
+        ('{"text": "a"}\n{"text": 3}\n{"text": "b"}\n', {}, "line 2: no JSON object with a text"),
+        ('{"text": "a"}\n' * 3, {"field": "body"}, "'body'; name the field with --set task.field"),
+        ('{"text": "a"}\nnot json\n{"text": "b"}\n', {}, "line 2"),
+    ],
+)
+def test_bad_lines_of_json_are_one_line(
+    tmp_path: Path, content: str, config: Any, said: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(TaskError) as error:
+        _task(tmp_path / "a.jsonl", **config)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_that_is_no_utf8_is_for_bytes_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 " * 100)
+    _task(tmp_path / "a.txt")
+    with pytest.raises(TaskError, match="0xe9 is not UTF-8"):
+        _task(tmp_path / "a.txt", tokenizer="gpt2")
+
+
+def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{name}.raw").write_text(f"{name} " * 50)
+    task = _task(tmp_path)
+    texts = {split: _text(task, split) for split in SPLITS}
+    assert texts["train"] == b"train " * 50 + b"\0"
+    assert texts["validation"] == b"valid " * 50 + b"\0" and texts["test"] == b"test " * 50 + b"\0"
+
+
+def test_a_hub_data_set_is_streamed_and_keeps_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, config: str | None, streaming: bool) -> dict[str, Any]:
+        asked.append((name, config, streaming))
+        rows = {
+            "train": [{"content": page} for page in PAGES],
+            "validation": [{"content": "v" * 99}],
+        }
+        return {split: iter(found) for split, found in rows.items()}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    task = _task(hub="somebody/pages:small:30", field="content")
+    assert asked == [("somebody/pages", "small", True)]
+    assert _text(task, "validation") == b"v" * 99 + b"\0"
+    held_out = [page for i, page in enumerate(PAGES[:30]) if i % 10 == 9]
+    assert _text(task, "test") == b"".join(page.encode() + b"\0" for page in held_out)
+    with pytest.raises(TaskError, match="no text in its field 'text', it has content"):
+        _task(hub="somebody/pages")
+
+
+def test_a_hub_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TaskError, match=r"pip install 'seqbench\[hub\]'"):
+        _task(hub="somebody/pages")
+    with pytest.raises(TaskError, match="leave the other out"):
+        _task("a.txt", hub="somebody/pages")

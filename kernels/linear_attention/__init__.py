@@ -1,6 +1,7 @@
 """Linear recurrences in chunks, by matrix products: with matrix states, and diagonal ones.
 
 Shapes: B batch, L length, H heads, K key width and V value width of a head, C chunk, N chunks.
+The plain loops they are tested against stand in reference.py.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+__all__ = ["diagonal_recurrence", "linear_attention", "linear_attention_step"]
 
 MAX_EXPONENT = 60.0  # exp of it, and of twice it, is still a float32
 
@@ -70,26 +73,6 @@ def linear_attention_step(
         state = log_decay.exp()[..., None] * state
     state = state + k[..., None] * v[..., None, :]
     return (q[..., None, :] @ state)[..., 0, :], state
-
-
-def linear_attention_loop(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None = None,
-    state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`linear_attention` as a plain loop over time: the reference."""
-    B, L, H, K = q.shape
-    if state is None:
-        state = q.new_zeros(B, H, K, v.shape[-1])
-    decay = None if log_decay is None else log_decay.expand(B, L, H, log_decay.shape[-1])
-    ys = []
-    for t in range(L):
-        g = None if decay is None else decay[:, t]
-        y, state = linear_attention_step(q[:, t], k[:, t], v[:, t], g, state)
-        ys.append(y)
-    return torch.stack(ys, 1), state
 
 
 def diagonal_recurrence(

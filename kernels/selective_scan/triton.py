@@ -1,0 +1,319 @@
+"""The selective scan in Triton on NVIDIA and AMD GPUs: states in registers, time walked in order.
+
+Where batch and channels alone fill the GPU a program scans the whole length. Otherwise the length
+is cut into chunks: every chunk's final state from zero, the states the chunks start from one after
+another, every chunk again from there; backward likewise for the adjoint. No sum depends on the
+order programs run in: what is summed over programs is stored and summed after.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from seqbench.kernels.selective_scan import triton_kernels as kernels
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_STATE = 256
+_EVERY = 32  # steps between the states forward keeps
+_INTERPRETED = triton.knobs.runtime.interpret
+
+# Steps unrolled together, by kernel: independent loads and exponentials to hide latency behind,
+# against registers. backward keeps two state tiles a step.
+_STEPS = {"forward": 4, "chunk_states": 4, "chunk_starts": 2, "chunk_adjoints": 4, "backward": 2}
+_LANES = 32
+_NUMBERS = 16 * _LANES  # in a state tile
+_PROGRAMS_TO_FILL = 3  # a multiprocessor, below which the length is cut
+_PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
+
+
+def refuse(
+    *,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+) -> str | None:
+    """Why this backend cannot take the call, or None."""
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
+    device = "cpu" if _INTERPRETED else "cuda"
+    for x in given:
+        if x is not None and x.device.type != device:
+            return f"a tensor is on {x.device}; it runs on {device}"
+    for x in given[:-1]:
+        if x is not None and x.dtype not in (*_DTYPES, torch.complex64):
+            return f"a tensor is {x.dtype}; it takes float32, bfloat16, float16 and complex64"
+    if not 1 <= A.shape[1] <= _MAX_STATE:
+        return f"the state has {A.shape[1]} numbers; it takes 1 to {_MAX_STATE}"
+    return None
+
+
+def checkpoints_shape(batch: int, length: int, width: int, state: int) -> tuple[int, ...]:
+    """The states before every 32 steps, in tiles of whole blocks of channels."""
+    return batch, -(-length // _EVERY), state, -(-width // _LANES) * _LANES
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B, L, D), the final state (B, D, N), and the checkpoints backward starts from."""
+    batch, length, width = u.shape
+    y_BLD = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    final_BDN = A.new_empty(batch, *A.shape)
+    checkpoints = A.new_empty(checkpoints_shape(batch, length, width, A.shape[1]))
+    if y_BLD.numel() == 0:
+        final_BDN.zero_() if initial_state is None else final_BDN.copy_(initial_state)
+        return y_BLD, final_BDN, checkpoints
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    with torch.cuda.device_of(u):
+        starts = None
+        if call.chunks > 1:
+            starts, sums = call.chunk_buffers()
+            call.run("chunk_states", ends=starts, sums=sums)
+            call.run(
+                "chunk_starts", ends=starts, sums=sums, edge=call.tensors["initial"], REVERSE=False
+            )
+        call.run(
+            "forward",
+            starts=starts,
+            y=y_BLD,
+            final=_numbers(final_BDN),
+            checkpoints=_numbers(checkpoints),
+        )
+    return y_BLD, final_BDN, checkpoints
+
+
+def backward(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    checkpoints: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None if not needed."""
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    if u.numel() == 0:
+        gradients = [torch.zeros_like(x, memory_format=torch.contiguous_format)
+                     if needed and x is not None else None
+                     for x, needed in zip(inputs, needs)]  # fmt: skip
+        if gradients[8] is not None and dfinal_state is not None:
+            gradients[8].copy_(dfinal_state)
+        return tuple(gradients)
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    call.add(dy=dy.to(u.dtype), dfinal=dfinal_state)
+    # What a program sums over time, or over its channels, is one partial sum of many.
+    over_time = (u.shape[0] * call.chunks,)
+    partial = {
+        "dA": call.tiles(*over_time),
+        "dB": (call.blocks, *B.shape) if B.ndim == 3 else call.tiles(*over_time),
+        "dC": (call.blocks, *C.shape) if C.ndim == 3 else call.tiles(*over_time),
+        "dD": (*over_time, u.shape[2]),
+        "dbias": (*over_time, u.shape[2]),
+    }
+    names = ("du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias", "dinitial")
+    outputs: dict[str, Tensor | None] = {}
+    for name, x, needed in zip(names, inputs, needs):
+        if not needed or x is None:
+            outputs[name] = None
+        elif name in partial:
+            dtype = A.dtype if x.ndim == 3 else torch.float32
+            outputs[name] = torch.empty(partial[name], dtype=dtype, device=u.device)
+        else:
+            outputs[name] = torch.empty(x.shape, dtype=x.dtype, device=u.device)
+    with torch.cuda.device_of(u):
+        ends = None
+        if call.chunks > 1:
+            ends, sums = call.chunk_buffers()
+            call.run("chunk_adjoints", ends=ends, sums=sums)
+            call.run(
+                "chunk_starts", ends=ends, sums=sums, edge=call.tensors["dfinal"], REVERSE=True
+            )
+        call.run(
+            "backward",
+            ends=ends,
+            checkpoints=_numbers(checkpoints),
+            scratch=call.scratch(),
+            **{name: _numbers(x) for name, x in outputs.items()},
+        )
+    gradients = []
+    for name, x in zip(names, inputs):
+        gradient = outputs[name]
+        if gradient is not None and name in partial:
+            assert x is not None
+            gradient = gradient.sum(0)
+            gradient = (call.whole(gradient) if x.ndim == 2 else gradient).to(x.dtype)
+        gradients.append(gradient)
+    return tuple(gradients)
+
+
+class _Plan(NamedTuple):
+    """How a call is divided into programs."""
+
+    block: int  # channels of a program
+    rows: int  # N, up to a power of 2
+    chunk: int  # steps of a program
+    chunks: int
+
+
+class _Call:
+    """A call's tensors as kernels take them, and how they are divided."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        initial_state: Tensor | None,
+        reset: Tensor | None,
+    ) -> None:
+        self.batch, self.length, self.width = u.shape
+        self.A, self.complex = A, A.is_complex()
+        self.plan = plan(
+            self.batch, self.length, self.width, A.shape[1], self.complex, _multiprocessors(u)
+        )
+        self.chunks = self.plan.chunks
+        self.blocks = triton.cdiv(self.width, self.plan.block)
+        self.tensors: dict[str, Tensor | None] = {}
+        self.strides: dict[str, int] = {}
+        # Every program of a time step reads B and C: converted once, not by each.
+        wide = [x if x.is_complex() else x.to(torch.float32) for x in (B, C)]
+        self.add(u=u, delta=delta, A=A, B=wide[0], C=wide[1], D=D, z=z)
+        self.add(bias=delta_bias, initial=initial_state)
+        self.add(reset=None if reset is None else reset.view(torch.uint8))
+        self.options = {
+            "SOFTPLUS": delta_softplus,
+            "COMPLEX": self.complex,
+            "SELECTIVE_B": B.ndim == 3,
+            "SELECTIVE_C": C.ndim == 3,
+        }
+
+    def add(self, **tensors: Tensor | None) -> None:
+        """Sequences keep their strides but for the last, states become planes (N, D)."""
+        for name, x in tensors.items():
+            sequence = name in ("u", "delta", "z", "dy") or (name in ("B", "C") and x.ndim == 3)
+            if x is not None and sequence:
+                x = _numbers(x if x.stride(-1) == 1 else x.contiguous())
+            elif x is not None and name != "reset" and x.ndim > 1:
+                x = _planes(x)
+            elif x is not None:
+                x = x.contiguous()
+            self.tensors[name] = x
+            if name in ("u", "delta", "z", "dy", "B", "C"):
+                self.strides[f"{name}_b"] = x.stride(0) if x is not None and sequence else 0
+                self.strides[f"{name}_l"] = x.stride(1) if x is not None and sequence else 0
+
+    def tiles(self, states: int) -> tuple[int, ...]:
+        """The shape of `states` states as kernels store them."""
+        planes = 2 if self.complex else 1
+        return states, self.blocks, planes, self.A.shape[1], self.plan.block
+
+    def whole(self, tiles: Tensor) -> Tensor:
+        """One state's tiles as (D, N)."""
+        planes_DN = tiles.permute(1, 0, 3, 2).flatten(1, 2)[:, : self.width]
+        return torch.complex(*planes_DN) if self.complex else planes_DN[0].contiguous()
+
+    def chunk_buffers(self) -> tuple[Tensor, Tensor]:
+        """A state, and the sum of Δ and whether it was reset, of every chunk."""
+        number = self.batch * self.chunks
+        options: Any = {"dtype": torch.float32, "device": self.A.device}
+        return (
+            torch.empty(self.tiles(number), **options),
+            torch.empty(number, 2, self.width, **options),
+        )
+
+    def scratch(self) -> Tensor:
+        """What backward keeps its groups' first states in."""
+        groups = self.batch * self.chunks * (_EVERY // _STEPS["backward"])
+        return torch.empty(self.tiles(groups), dtype=torch.float32, device=self.A.device)
+
+    def run(self, name: str, **more: Any) -> None:
+        """Launches the kernel `name`, with what its parameters ask for by name."""
+        kernel = getattr(kernels, name)
+        values = {
+            **self.tensors,
+            **self.strides,
+            **self.options,
+            "length": self.length,
+            "width": self.width,
+            "chunk": self.plan.chunk,
+            "chunks": self.chunks,
+            "STATE": self.A.shape[1],
+            "ROWS": self.plan.rows,
+            "BLOCK": self.plan.block,
+            "EVERY": _EVERY,
+            "STEPS": _STEPS[name],
+            **more,
+        }
+        programs = self.batch * self.blocks * (1 if name == "chunk_starts" else self.chunks)
+        kernel[(programs,)](
+            **{parameter: values[parameter] for parameter in kernel.arg_names}, num_warps=1
+        )
+
+
+def plan(
+    batch: int, length: int, width: int, state: int, complex: bool, multiprocessors: int
+) -> _Plan:
+    """A state tile of 16 numbers a lane, and chunks for as many programs as fill the GPU."""
+    rows = triton.next_power_of_2(state)
+    block = min(_LANES, triton.next_power_of_2(width), max(1, _NUMBERS // rows // (1 + complex)))
+    programs = batch * triton.cdiv(width, block)
+    wanted = 1
+    if programs < _PROGRAMS_TO_FILL * multiprocessors:
+        wanted = triton.cdiv(_PROGRAMS_WANTED * multiprocessors, programs)
+    chunk = triton.cdiv(triton.cdiv(length, wanted), _EVERY) * _EVERY
+    return _Plan(block, rows, chunk, triton.cdiv(length, chunk))
+
+
+def _multiprocessors(x: Tensor) -> int:
+    return _count_multiprocessors(x.device) if x.is_cuda else 1
+
+
+@functools.cache
+def _count_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _planes(x: Tensor) -> Tensor:
+    """(..., D, N) as (..., N, D), or (..., 2, N, D) if complex."""
+    return (torch.stack([x.real, x.imag], -3) if x.is_complex() else x).mT.contiguous()
+
+
+def _numbers(x: Tensor | None) -> Any:
+    """Complex numbers as pairs of floats."""
+    return torch.view_as_real(x) if x is not None and x.is_complex() else x

@@ -1,0 +1,182 @@
+"""Times the Triton scan on this GPU under several configurations, beside the two ceilings it meets.
+
+    PYTHONPATH=.typing python3 -P scripts/gpu_tune.py [--quick]
+
+Prints, for every shape and configuration, milliseconds of forward and backward (kernels only, no
+autograd), exponentials per second over those this GPU does, and, last, the time of every kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from seqbench.kernels.selective_scan import torch_chunked
+from seqbench.kernels.selective_scan import triton as scan
+
+SHAPES = {
+    "training": (8, 2048, 2048, 16),
+    "paper 2K": (1, 2048, 1024, 16),
+    "paper 32K": (1, 32768, 1024, 16),
+    "long": (1, 2**20, 512, 16),
+}
+
+
+@triton.jit
+def _exponentials(x, ROUNDS: tl.constexpr):
+    at = x + tl.program_id(0) * 4096 + tl.arange(0, 4096)
+    value = tl.load(at)
+    for _ in range(ROUNDS):
+        value = tl.exp2(value)
+    tl.store(at, value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the default configuration only")
+    arguments = parser.parse_args()
+    exps, bandwidth = peaks()
+    name = torch.cuda.get_device_name()
+    print(f"{name}: {exps / 1e12:.2f} T exp2/s, copies {bandwidth / 1e12:.2f} TB/s")
+    gate()
+    for title, shape in SHAPES.items():
+        tune(title, shape, exps, quick=arguments.quick)
+    attention()
+    for title, shape in SHAPES.items():
+        profile(title, shape)
+
+
+def peaks() -> tuple[float, float]:
+    """exp2 per second and bytes per second, read and written."""
+    x = -torch.rand(132 * 64 * 4096, device="cuda")
+    rounds = 512
+    seconds = time(lambda: _exponentials[(x.numel() // 4096,)](x, rounds))
+    a, b = (torch.randn(2**28, device="cuda") for _ in range(2))
+    return x.numel() * rounds / seconds, 2 * 4 * a.numel() / time(lambda: b.copy_(a))
+
+
+def gate() -> None:
+    """Forward and every gradient against the chunked PyTorch scan in float64."""
+    for batch, length, width in ((2, 300, 70), (1, 5000, 64)):
+        call, dy = draw(batch, length, width, 16, torch.float32)
+        double = {k: x.double() if isinstance(x, Tensor) else x for k, x in call.items()}
+        y, final, checkpoints = scan.forward(**call)
+        y64, final64, checkpoints64 = torch_chunked.forward(**double)
+        needs = (True,) * 9
+        gradients = scan.backward(dy, final, **call, checkpoints=checkpoints, needs=needs)
+        expected = torch_chunked.backward(
+            dy.double(), final.double(), **double, checkpoints=checkpoints64, needs=needs
+        )
+        errors = [
+            (float((a - b).norm() / b.norm()) if a is not None and b is not None else 0.0)
+            for a, b in zip((y, final, *gradients), (y64, final64, *expected))
+        ]
+        print(f"gate {(batch, length, width)}:", " ".join(f"{e:.1e}" for e in errors))
+        assert max(errors) < 1e-4
+
+
+def tune(title: str, shape: tuple[int, int, int, int], exps: float, *, quick: bool) -> None:
+    batch, length, width, state = shape
+    call, dy = draw(*shape, torch.bfloat16)
+    needs = (True,) * 8 + (False,)
+    defaults = dict(scan._STEPS), scan._PROGRAMS_TO_FILL, scan._PROGRAMS_WANTED
+    elements = batch * length * width * state
+    configurations: list[tuple[str, dict[str, int], int | None]] = [("default", {}, None)]
+    if not quick:
+        configurations += [
+            ("forward 2", {"forward": 2, "chunk_states": 2, "chunk_adjoints": 2}, None),
+            ("forward 8", {"forward": 8, "chunk_states": 8, "chunk_adjoints": 8}, None),
+            ("backward 4", {"backward": 4}, None),
+            *((f"programs {n}", {}, n) for n in (0, 4, 8, 12, 24, 32)),
+        ]
+    for label, steps, programs in configurations:
+        if title in ("long", "paper 32K") and programs == 0:
+            continue
+        scan._STEPS.update(steps)
+        if programs is not None:
+            scan._PROGRAMS_TO_FILL, scan._PROGRAMS_WANTED = programs, programs
+        try:
+            y, final, checkpoints = scan.forward(**call)
+            forward = time(lambda: scan.forward(**call))
+            backward = time(
+                lambda: scan.backward(dy, None, **call, checkpoints=checkpoints, needs=needs)
+            )
+            print(
+                f"{title:10s} {label:12s} forward {forward * 1e3:8.3f} ms"
+                f" {elements / forward / exps:5.1%}   backward {backward * 1e3:8.3f} ms"
+                f" {2 * elements / backward / exps:5.1%} (of 2 exps)",
+                flush=True,
+            )
+        except Exception as error:
+            print(f"{title:10s} {label:12s} {type(error).__name__}: {str(error)[:200]}", flush=True)
+        scan._STEPS.clear()
+        scan._STEPS.update(defaults[0])
+        scan._PROGRAMS_TO_FILL, scan._PROGRAMS_WANTED = defaults[1:]
+
+
+def attention() -> None:
+    for length in (512, 1024, 2048, 4096, 8192, 32768):
+        q, k, v = (
+            torch.randn(1, 16, length, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)
+        )
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+            flash = time(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        call, _ = draw(1, length, 1024, 16, torch.bfloat16)
+        ours = time(lambda: scan.forward(**call))
+        print(f"L {length:6d} flash {flash * 1e3:.3f} ms, scan {ours * 1e3:.3f} ms,"
+              f" {flash / ours:.2f}x", flush=True)  # fmt: skip
+
+
+def profile(title: str, shape: tuple[int, int, int, int]) -> None:
+    call, dy = draw(*shape, torch.bfloat16)
+    needs = (True,) * 8 + (False,)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        for _ in range(3):
+            checkpoints = scan.forward(**call)[2]
+            scan.backward(dy, None, **call, checkpoints=checkpoints, needs=needs)
+        torch.cuda.synchronize()
+    print(f"-- {title} {shape}: microseconds a call")
+    for event in sorted(trace.key_averages(), key=lambda e: -e.self_device_time_total)[:12]:
+        print(f"{event.self_device_time_total / 3:10.1f} {event.key[:90]}")
+
+
+def draw(
+    batch: int, length: int, width: int, state: int, dtype: torch.dtype
+) -> tuple[dict[str, Any], Tensor]:
+    """A call as a trained Mamba layer makes it, steps of 1e-3 to 1e-1, and a gradient of y."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, device="cuda", generator=generator).to(dtype)
+
+    step = torch.logspace(-3, -1, width, device="cuda")
+    call = {
+        "u": normal(batch, length, width),
+        "delta": normal(batch, length, width) * 0.1,
+        "A": -torch.arange(1.0, state + 1, device="cuda").repeat(width, 1),
+        "B": normal(batch, length, state),
+        "C": normal(batch, length, state),
+        "D": torch.ones(width, device="cuda"),
+        "z": normal(batch, length, width),
+        "delta_bias": step + torch.log(-torch.expm1(-step)),
+        "delta_softplus": True,
+        "initial_state": None,
+        "reset": None,
+    }
+    return call, normal(batch, length, width)
+
+
+def time(run: Callable[[], Any]) -> float:
+    """Median seconds."""
+    return float(triton.testing.do_bench(run, warmup=50, rep=150, return_mode="median")) / 1e3
+
+
+if __name__ == "__main__":
+    main()
