@@ -59,26 +59,32 @@ class Backbone(nn.Module):
             self.head.weight = self.embedding.weight
 
     @overload
-    def forward(self, tokens_BL: Tensor) -> Tensor: ...
+    def forward(self, tokens_BL: Tensor, *, at: Tensor | None = None) -> Tensor: ...
     @overload
-    def forward(self, tokens_BL: Tensor, state: State) -> tuple[Tensor, State]: ...
     def forward(
-        self, tokens_BL: Tensor, state: State | None = None
+        self, tokens_BL: Tensor, state: State, *, at: Tensor | None = None
+    ) -> tuple[Tensor, State]: ...
+    def forward(
+        self, tokens_BL: Tensor, state: State | None = None, *, at: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
-        """Logits (B, L, V); with a state, continues from it and returns (logits, next state)."""
+        """Logits (B, L, V); with a state, continues from it and returns (logits, next state).
+
+        With `at`, a mask (B, L), only the logits (K, V) of its K positions, row by row: where few
+        are asked for, the head costs next to nothing.
+        """
         x_BLD = self.embedding(tokens_BL)
         if self.config.positions == "sinusoidal":
             x_BLD = x_BLD + self._positions(tokens_BL, state)
         if state is None:
             for layer in self.layers:
                 x_BLD = layer(x_BLD)
-            return self.head(self.final_norm(x_BLD))
+            return self.head(self.final_norm(x_BLD if at is None else x_BLD[at]))
         states = []
         for layer, layer_state in zip(self._layers(), state["blocks"], strict=True):
             x_BLD, layer_state = layer(x_BLD, layer_state)
             states.append(layer_state)
         next_state = self._state(states, state, tokens_BL.shape[1])
-        return self.head(self.final_norm(x_BLD)), next_state
+        return self.head(self.final_norm(x_BLD if at is None else x_BLD[at])), next_state
 
     def step(self, tokens_B: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (B, V) of the token after this one, and the next state."""

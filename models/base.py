@@ -86,6 +86,51 @@ class Block(CausalModule):
         self.mlp = None
 
 
+class SequenceModel(nn.Module, ABC):
+    """A whole model, tokens (B, L) -> logits (B, L, V), that is no block filled with a layer.
+
+    `Backbone` keeps the same contract; a plugin's model subclasses this.
+    """
+
+    Config: ClassVar[type] = NoOptions  # frozen, keyword-only dataclass
+    complexity: ClassVar[str] = ""  # time to train on L tokens, and to decode one; "O(L), O(1)"
+
+    def __init__(self, config: Any, *, vocab_size: int, d_model: int, num_layers: int) -> None:
+        super().__init__()
+
+    @overload
+    def forward(self, tokens_BL: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, tokens_BL: Tensor, state: State) -> tuple[Tensor, State]: ...
+    @abstractmethod
+    def forward(
+        self, tokens_BL: Tensor, state: State | None = None
+    ) -> Tensor | tuple[Tensor, State]:
+        """Without a state: from the start. With one: continues from it, returns the next."""
+
+    @abstractmethod
+    def initial_state(
+        self,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state before the first token; by default on the model's device, in its dtype."""
+
+    @abstractmethod
+    def step(self, tokens_B: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits (B, V) of the token after this one, and the next state."""
+
+    @abstractmethod
+    def state_size(self, length: int) -> int:
+        """Numbers carried per sequence after `length` decoded tokens; a complex one counts 2."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable and frozen parameters, a tied weight counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+
 def require(condition: bool, name: str, value: object, valid: str) -> None:
     """Raise the one-line ModelError of an option whose value is not valid."""
     if not condition:

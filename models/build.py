@@ -9,19 +9,29 @@ from typing import Any, get_type_hints
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from seqbench.models import plugins
 from seqbench.models.backbone import Backbone, BackboneConfig
-from seqbench.models.base import Block, ModelError, SequenceLayer, parameter_groups, require
+from seqbench.models.base import (
+    Block,
+    ModelError,
+    SequenceLayer,
+    SequenceModel,
+    parameter_groups,
+    require,
+)
 from seqbench.models.discovery import (
     block_class,
     block_names,
     layer_class,
     layer_names,
+    load_plugin,
     suggestion,
 )
 
 __all__ = [
     "ModelInfo",
     "build_model",
+    "config_of",
     "describe",
     "match_parameters",
     "options_of",
@@ -141,10 +151,11 @@ def build_model(
     num_layers: int,
     layer: type[SequenceLayer] | None = None,
     **options: Any,
-) -> Backbone:
+) -> Any:
     """The model of a preset's name or of "BLOCK+LAYER"; `layer` replaces its layer by a class.
 
-    Raises ModelError, one line, for an unknown name or option or a value of the wrong type.
+    A Backbone, or the SequenceModel of a plugin. Raises ModelError, one line, for an unknown name
+    or option or a value of the wrong type.
     """
     parts = _parts(name, layer)
     given = {**parts.preset_options, **options}
@@ -166,10 +177,15 @@ def build_model(
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ModelError(f"model option {size}={value!r} is not valid: an integer, 1 or more")
-    backbone, block_config, layer_config = (
+    configs = [
         config(**{f.name: given[f.name] for f in fields(config) if f.name in given})
         for config in parts.configs()
-    )
+    ]
+    if isinstance(parts, _Whole):
+        return parts.model(
+            configs[0], vocab_size=vocab_size, d_model=d_model, num_layers=num_layers
+        )
+    backbone, block_config, layer_config = configs
 
     def make_layer(width: int) -> SequenceLayer:
         return parts.layer(width, layer_config, d_model=d_model)
@@ -225,6 +241,11 @@ def options_of(name: str) -> dict[str, Any]:
     return {**parts.options(), **parts.preset_options}
 
 
+def config_of(name: str) -> tuple[type, ...]:
+    """The config dataclasses that the options of that model come from."""
+    return _parts(name, None).configs()
+
+
 def describe(
     name: str,
     *,
@@ -241,8 +262,8 @@ def describe(
         name=name,
         block=parts.block_name,
         layer=parts.layer_name,
-        summary=PRESETS[name].summary if name in PRESETS else f"{parts.layer_name} in {name}",
-        complexity=parts.layer.complexity,
+        summary=parts.summary,
+        complexity=parts.complexity,
         options=options_of(name),
         parameters=model.num_parameters,
         state_size={length: model.state_size(length) for length in lengths},
@@ -256,8 +277,13 @@ class _Parts:
     block: type[Block]
     layer: type[SequenceLayer]
     preset_options: Mapping[str, Any]
+    summary: str
 
-    def configs(self) -> tuple[type, type, type]:
+    @property
+    def complexity(self) -> str:
+        return self.layer.complexity
+
+    def configs(self) -> tuple[type, ...]:
         return BackboneConfig, self.block.Config, self.layer.Config
 
     def options(self) -> dict[str, Any]:
@@ -265,15 +291,47 @@ class _Parts:
         return {f.name: _default(f) for config in self.configs() for f in fields(config)}
 
 
-def _parts(name: str, layer: type[SequenceLayer] | None) -> _Parts:
-    if name in PRESETS:
-        preset = PRESETS[name]
+@dataclass(frozen=True)
+class _Whole:
+    """A plugin's whole model, with nothing to exchange."""
+
+    name: str
+    model: type[SequenceModel]
+    preset_options: Mapping[str, Any] = field(default_factory=dict)
+
+    block_name = layer_name = ""
+
+    @property
+    def summary(self) -> str:
+        return (self.model.__doc__ or self.name).strip().split("\n")[0]
+
+    @property
+    def complexity(self) -> str:
+        return self.model.complexity
+
+    def configs(self) -> tuple[type, ...]:
+        return (self.model.Config,)
+
+    def options(self) -> dict[str, Any]:
+        return {f.name: _default(f) for f in fields(self.model.Config)}
+
+
+def _parts(name: str, layer: type[SequenceLayer] | None) -> _Parts | _Whole:
+    preset = PRESETS.get(name)
+    whole = "+" not in name or not plugins.is_path(name)  # not BLOCK+path/to/layer.py
+    found = load_plugin("model", name, PRESETS) if whole else None
+    if found is not None:
+        one = _preset_or_class(name, found)
+        if not isinstance(one, Preset):
+            return _Whole(name, one)
+        preset = one
+    if preset is not None:
         block_name, layer_name, options = preset.block, preset.layer, preset.options
     else:
         block_name, plus, layer_name = name.partition("+")
         options = {}
         if not plus:
-            valid = list(PRESETS)
+            valid = [*PRESETS, *plugins.names("model")]
             raise ModelError(
                 f"unknown model {name!r}{suggestion(name, valid)}; valid: {', '.join(valid)}, or "
                 f"BLOCK+LAYER, block of {', '.join(block_names())}, "
@@ -283,7 +341,21 @@ def _parts(name: str, layer: type[SequenceLayer] | None) -> _Parts:
     layer = layer_class(layer_name) if layer is None else layer
     if not (isinstance(layer, type) and issubclass(layer, SequenceLayer)):
         raise ModelError(f"layer={layer!r} is not a subclass of seqbench.models.base.SequenceLayer")
-    return _Parts(block_name, layer_name, block, layer, options)
+    summary = f"{layer_name} in {name}" if preset is None else preset.summary
+    return _Parts(block_name, layer_name, block, layer, options, summary)
+
+
+def _preset_or_class(name: str, found: Any) -> Preset | type[SequenceModel]:
+    """What a plugin of the group `seqbench.models` is; a file may hold a Preset called PRESET."""
+    found = getattr(found, "PRESET", found)
+    if isinstance(found, Preset):
+        return found
+    try:
+        one: type[SequenceModel] = plugins.one_class("model", name, found, SequenceModel)
+    except plugins.PluginError as error:
+        hint = f"; a layer is named with its block, as in mamba+{name}"
+        raise ModelError(f"{error}{hint if plugins.is_path(name) else ''}") from error
+    return one
 
 
 def _default(field_: Any) -> Any:

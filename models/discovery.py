@@ -1,17 +1,18 @@
-"""Name -> block or layer class: by file name, entry point, or path/to/file.py, lazily."""
+"""Name -> block, layer, or whole model: by file name, entry point, or path/to/file.py, lazily.
+
+Another package adds its own through the groups `seqbench.layers`, `seqbench.blocks` and
+`seqbench.models` (a Preset, or a class of a whole model).
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
-import sys
-from collections.abc import Iterable
-from importlib.metadata import entry_points
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from seqbench.models import plugins
 from seqbench.models.base import Block, ModelError, SequenceLayer
 
 _HERE = Path(__file__).parent
@@ -29,12 +30,23 @@ def block_class(name: str) -> type[Block]:
 
 def layer_names() -> list[str]:
     """Names of the layers, without importing them."""
-    return _names("layer")
+    return sorted({*_file_names("layer"), *plugins.names("layer")})
 
 
 def block_names() -> list[str]:
     """Names of the blocks, without importing them."""
-    return _names("block")
+    return sorted({*_file_names("block"), *plugins.names("block")})
+
+
+def load_plugin(kind: str, name: str, built_in: Collection[str]) -> Any:
+    """What the plugin of that name is: a module, or an entry point's object; None: there is none.
+
+    Raises ModelError for one that cannot be loaded.
+    """
+    try:
+        return plugins.load(kind, name, built_in)
+    except plugins.PluginError as error:
+        raise ModelError(str(error)) from error
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
@@ -44,65 +56,22 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
 
 
 def _find(name: str, kind: str, base: Any) -> Any:
-    if name.endswith(".py"):
-        return _only_class(_import_file(Path(name)), kind, base)
-    if name in _file_names(kind):
-        module = importlib.import_module(f"seqbench.models.{kind}s.{name.replace('-', '_')}")
-        return _only_class(module, kind, base)
-    for entry in entry_points(group=f"seqbench.{kind}s", name=name):
-        found = entry.load()
-        if not (isinstance(found, type) and issubclass(found, base)):
-            raise ModelError(f"entry point {entry.value!r} is not a {base.__name__} class")
-        return found
-    valid = _names(kind)
-    raise ModelError(
-        f"unknown {kind} {name!r}{suggestion(name, valid)}; "
-        f"valid: {', '.join(valid)}, or a path/to/file.py"
-    )
-
-
-def _names(kind: str) -> list[str]:
-    return sorted({*_file_names(kind), *(e.name for e in entry_points(group=f"seqbench.{kind}s"))})
+    built_in = _file_names(kind)
+    found = load_plugin(kind, name, built_in)
+    if found is None and name in built_in:
+        found = importlib.import_module(f"seqbench.models.{kind}s.{name.replace('-', '_')}")
+    if found is None:
+        valid = sorted({*built_in, *plugins.names(kind)})
+        raise ModelError(
+            f"unknown {kind} {name!r}{suggestion(name, valid)}; "
+            f"valid: {', '.join(valid)}, or a path/to/file.py"
+        )
+    try:
+        return plugins.one_class(kind, name, found, base)
+    except plugins.PluginError as error:
+        raise ModelError(str(error)) from error
 
 
 def _file_names(kind: str) -> set[str]:
     files = (_HERE / f"{kind}s").glob("[!_]*.py")
     return {file.stem.replace("_", "-") for file in files}
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ModelError(f"no file {str(path)!r}: give the path of a Python file with the class")
-    name = f"seqbench_plugin_{path.resolve().as_posix().replace('/', '_')[:-3]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while it runs
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ModelError(
-            f"{str(path)!r} fails at import: {type(error).__name__}: {error}"
-        ) from error
-    return module
-
-
-def _only_class(module: ModuleType, kind: str, base: Any) -> Any:
-    found = [
-        value
-        for name, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, base)
-        and value.__module__ == module.__name__
-        and not name.startswith("_")
-    ]
-    if len(found) != 1:
-        names = ", ".join(c.__name__ for c in found) or "none"
-        raise ModelError(
-            f"{module.__file__}: a {kind} file needs exactly one public {base.__name__} class, "
-            f"has {names}"
-        )
-    return found[0]

@@ -76,7 +76,7 @@ def load_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(True)
         if marks[name]:
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+            parameter._no_weight_decay = True
     return model
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,7 @@ from seqbench.suite.experiment import Cell, UserError
 
 if TYPE_CHECKING:
     from seqbench.suite.bench.result import Result
+    from seqbench.suite.execution import Execution
 
 app = typer.Typer(
     name="seqbench",
@@ -39,8 +42,13 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: where they lie, their checksums.", no_args_is_help=True)
 bench_app = typer.Typer(help="Timings behind a correctness gate.", no_args_is_help=True)
+new_app = typer.Typer(help="Write a working file of your own, with its test.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(new_app, name="new")
+
+LAUNCHERS = ("local", "ray", "slurm")
+UNFINISHED = 3  # exit status of a sitting that ended before its cells
 
 out = Console()
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -58,6 +66,8 @@ def main() -> None:
     """Runs the command line; the entry point of `seqbench`."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("seqbench").setLevel(logging.INFO)
+    # What ends a job politely (a scheduler, a shutdown) ends a run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(standalone_mode=False)
     except _UsageError as error:
@@ -99,7 +109,7 @@ def list_command(
 
 @app.command()
 def run(
-    grid: Annotated[str | None, typer.Argument(help="A named grid, or path/to/grid.py.")] = None,
+    grid: Annotated[str | None, typer.Argument(help="A grid: a name, or a file.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated, instead of a grid.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated integers.")] = None,
@@ -109,12 +119,44 @@ def run(
         typer.Option("--set", help="SECTION.KEY=VALUE (task, model, train); repeatable."),
     ] = None,
     results: Results = Path("results"),
-    launcher: Annotated[str, typer.Option(help="local.")] = "local",
+    launcher: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
     workers: Annotated[
         int | None, typer.Option(help="Cells at a time; by default one for each core (or GPU).")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of each worker.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of each cell; by default cores / workers.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Devices of one cell, which share its batches.")] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="Lightning's, over those devices: auto, ddp, fsdp.")
+    ] = "auto",
+    cells_per_gpu: Annotated[int, typer.Option(help="Cells that share a GPU.")] = 1,
+    compile: Annotated[
+        str, typer.Option(help="torch.compile the training step: off, default or graphs (CUDA).")
+    ] = "off",
+    prefetch: Annotated[
+        int | None, typer.Option(help="Processes that make a cell's batches ahead.")
+    ] = None,
+    cell_seconds: Annotated[
+        float | None, typer.Option(help="Fail a cell that takes longer than this.")
+    ] = None,
+    cell_memory: Annotated[
+        str | None, typer.Option(help="Fail a cell that holds more memory, as in 4G or 500M.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Seconds of this sitting; what is unfinished waits, exit status 3."),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's address, or auto; a local one without.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for sbatch (partition, account, time in minutes); repeatable."
+        ),
+    ] = None,
     retry: Annotated[
         str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
     ] = None,
@@ -123,13 +165,26 @@ def run(
     """Run the missing cells of a grid, then draw its tables and plots."""
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
+    from seqbench.suite.expectation import declare
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
-    if launcher != "local":
-        raise discovery.unknown("launcher", launcher, ["local"])
-    _check_range("--workers", workers, 1)
-    _check_range("--threads", threads, 1)
+    if launcher not in LAUNCHERS:
+        raise discovery.unknown("launcher", launcher, LAUNCHERS)
+    execution = _execution(
+        workers=workers,
+        threads=threads,
+        device=device,
+        devices=devices,
+        strategy=strategy,
+        cells_per_gpu=cells_per_gpu,
+        compile=compile,
+        prefetch=prefetch,
+        cell_seconds=cell_seconds,
+        cell_memory=cell_memory,
+        budget=budget,
+    )
+    launch = _launcher(launcher, ray_address, slurm or [])
     if (grid is None) == (tasks is None and models is None):
         raise UserError(
             "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
@@ -139,6 +194,9 @@ def run(
     else:
         if tasks is None or models is None:
             raise UserError("run: --tasks and --models go together")
+        for option, names in (("--tasks", tasks), ("--models", models)):
+            if not _names(names):
+                raise UserError(f"{option} {names!r}: give names, comma-separated (seqbench list)")
         cells = runner.product_cells(
             _names(tasks),
             _names(models),
@@ -151,6 +209,8 @@ def run(
         if retry not in ("failed", "diverged"):
             raise discovery.unknown("status in --retry", retry, ["failed", "diverged"])
         runner.forget(cells, results, retry)
+    if grid is not None:
+        declare(results, grid, scale, assignments)
     plan = runner.plan(cells, results)
     if not as_json:
         err.print(
@@ -158,8 +218,12 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
-        _run_missing(plan.missing, results, workers, threads, device, quiet=as_json)
-    plan = runner.plan(cells, results)
+        with _progress(plan.missing, as_json) as on_event:
+            launch(plan.missing, results, execution, on_event=on_event)
+        plan = runner.plan(cells, results)
+    if plan.missing:
+        err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
+        return UNFINISHED
     _report(results, grid, cells, as_json)
     bad = [r for r in plan.finished if r.status != "done"]
     for record in bad:
@@ -171,6 +235,7 @@ def run(
 def report(
     grid: Annotated[str | None, typer.Argument(help="A named grid; all records without.")] = None,
     results: Results = Path("results"),
+    scale: Annotated[str, typer.Option(help="Of the grid: cpu (reduced) or paper.")] = "cpu",
     published: Annotated[bool, typer.Option(help="The project's own committed results.")] = False,
     check: Annotated[
         bool, typer.Option(help="Draw nothing; exit with 1 if a table or plot is stale.")
@@ -178,8 +243,10 @@ def report(
     as_json: Json = False,
 ) -> int:
     """Draw tables, plots and the HTML page from the records."""
-    from seqbench.suite import runner
+    from seqbench.suite import discovery, runner
 
+    if grid is not None:
+        discovery.grid_module(grid)  # its name first: the folder is the smaller mistake
     if published:
         results = _published()
     if not (results / "records").is_dir():
@@ -194,10 +261,23 @@ def report(
         for line in found:
             print(line)
         return 1 if found else 0
-    cells = runner.grid_cells(grid, scale="cpu", seeds=None) if grid else None
+    cells = runner.grid_cells(grid, scale=scale, seeds=None) if grid else None
     runner.check_writable(results)
+    if grid is not None:
+        from seqbench.suite.expectation import declare
+
+        declare(results, grid, scale)
     _report(results, grid, cells, as_json)
     return 0
+
+
+@app.command()
+def select(results: Results = Path("results")) -> None:
+    """Write what finished models select of a test sequence, from checkpoints; run does so too."""
+    from seqbench.suite.selection import write_missing
+
+    for path in write_missing(results):
+        print(path)
 
 
 @bench_app.command("overhead")
@@ -254,6 +334,31 @@ def bench_scan_command(
     )
 
 
+@bench_app.command("train")
+def bench_train_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Beside mambapy alone.")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="Also say which operators a Mamba step spends its time in.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Time training steps, Mamba beside mambapy and beside a Transformer over lengths."""
+    from seqbench.suite.bench import train
+
+    _check_bench(results, device, threads)
+    done = train.bench_train(
+        range_=() if quick else train.RANGE,
+        device=device,
+        threads=threads,
+        profile=profile,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
 @bench_app.command("decode")
 def bench_decode_command(
     results: Results = Path("results"),
@@ -268,6 +373,27 @@ def bench_decode_command(
     _check_bench(results, device, threads)
     done = decode.bench_decode(
         batches=decode.QUICK if quick else decode.BATCHES,
+        device=device,
+        threads=threads,
+        progress=_progress_lines(as_json),
+    )
+    _show(done, results, as_json)
+
+
+@bench_app.command("memory")
+def bench_memory_command(
+    results: Results = Path("results"),
+    threads: Threads = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option(help="Two lengths alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the peak memory of a training step through one Mamba layer, whole and in pieces."""
+    from seqbench.suite.bench import memory
+
+    _check_bench(results, device, threads)
+    done = memory.bench_memory(
+        lengths=memory.QUICK if quick else memory.LENGTHS,
         device=device,
         threads=threads,
         progress=_progress_lines(as_json),
@@ -300,7 +426,10 @@ def _show(done: Result, results: Path, as_json: bool) -> None:
     if as_json:
         print(done.to_json())
         return
+    out.print(done.title(), soft_wrap=True, style="bold")
     out.print(done.table())
+    for line in done.remarks():
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
     for path in paths:
         err.print(str(path))
 
@@ -349,6 +478,66 @@ def data_verify(
     return 1 if any(s.startswith("corrupt") for s in found.values()) else 0
 
 
+@new_app.command("task")
+def new_task(
+    name: Annotated[str, typer.Argument(help="Small letters and dashes: my-task.")],
+    into: Annotated[Path, typer.Option(help="The folder to write to.")] = Path(),
+) -> None:
+    """Write a working task and its test, to be changed into yours."""
+    from seqbench.suite.new import write_new
+
+    file, test = write_new("task", name, into)
+    print(file)
+    print(test)
+    err.print(f"next: seqbench check-plugin {file}; seqbench run --tasks {file} --models mamba")
+
+
+@new_app.command("model")
+def new_model(
+    name: Annotated[str, typer.Argument(help="Small letters and dashes: my-layer.")],
+    into: Annotated[Path, typer.Option(help="The folder to write to.")] = Path(),
+) -> None:
+    """Write a working sequence layer and its test, to be changed into yours."""
+    from seqbench.suite.new import write_new
+
+    file, test = write_new("model", name, into)
+    print(file)
+    print(test)
+    err.print(
+        f"next: seqbench check-plugin {file}; "
+        f"seqbench run --tasks selective-copying --models mamba+{file}"
+    )
+
+
+@app.command("check-plugin")
+def check_plugin_command(
+    name: Annotated[str, typer.Argument(help="A name, BLOCK+LAYER, or the path of a file.")],
+    kind: Annotated[
+        str | None, typer.Option(help="task, grid, model, layer or block; by default all it is.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Hold a task, model or grid against its contract, a line for every rule."""
+    from dataclasses import asdict
+
+    from seqbench.suite.contract.plugin import check_plugin
+
+    logging.getLogger("seqbench").setLevel(logging.WARNING)
+    reports = check_plugin(name, kind)
+    broken = [finding for report in reports for finding in report.broken]
+    if as_json:
+        print(json.dumps([asdict(report) for report in reports], indent=2))
+        return 1 if broken else 0
+    marks = {"ok": "ok", "broken": "BROKEN", "not checked": "-"}
+    for report in reports:
+        print(f"{report.kind} {report.name}")
+        for finding in report.findings:
+            print(f"  {marks[finding.status]:<6}  {finding.rule:<20}  {finding.note}")
+        count = len(report.broken)
+        print(f"{count} rules are broken" if count else "every rule that could be checked holds")
+    return 1 if broken else 0
+
+
 @app.command()
 def doctor(as_json: Json = False) -> int:
     """Report the environment, each backend's refusal, and whether forward = step holds."""
@@ -365,24 +554,76 @@ def doctor(as_json: Json = False) -> int:
     return 1 if any("FAILED" in str(v) for rows in findings.values() for v in rows.values()) else 0
 
 
-def _run_missing(
-    cells: Sequence[Cell],
-    results: Path,
+def _execution(
+    *,
     workers: int | None,
-    threads: int,
+    threads: int | None,
     device: str,
-    quiet: bool,
-) -> None:
-    from seqbench.suite.environment import cores
+    cell_memory: str | None,
+    **others: Any,
+) -> Execution:
+    """What the options of `run` say about how cells run; checked, the defaults filled in."""
+    from seqbench.suite import environment
+    from seqbench.suite.discovery import unknown
+
+    for name in ("devices", "cells_per_gpu", "prefetch", "cell_seconds", "budget"):
+        _check_range(f"--{name.replace('_', '-')}", others[name], 0 if name == "prefetch" else 1)
+    _check_range("--workers", workers, 1)
+    _check_range("--threads", threads, 1)
+    for option, value, valid in (
+        ("device", device, ("auto", "cpu", "cuda")),
+        ("strategy", others["strategy"], ("auto", "ddp", "fsdp")),
+        ("compile", others["compile"], ("off", "default", "graphs")),
+    ):
+        if value not in valid:
+            raise unknown(f"--{option}", value, valid)
+    gpus = () if device == "cpu" else environment.gpus()
+    if device == "cuda" and not gpus:
+        raise UserError("--device cuda: torch sees no CUDA device here; valid here: cpu, auto")
+    devices = others["devices"]
+    if gpus and devices > len(gpus):
+        raise UserError(
+            f"--devices {devices}: this machine has {len(gpus)} GPUs; give at most that"
+        )
+    cores = environment.cores()
+    if workers is None:
+        at_once = len(gpus) // devices * others["cells_per_gpu"] if gpus else cores // devices
+        workers = max(1, at_once // (threads or 1) if not gpus else at_once)
+    return Execution(
+        workers=workers,
+        threads=threads or max(1, cores // (workers * devices)),
+        device=device,
+        cell_memory=_bytes("--cell-memory", cell_memory),
+        gpus=gpus,
+        **others,
+    )
+
+
+def _launcher(name: str, ray_address: str | None, slurm: Sequence[str]) -> Callable[..., Any]:
+    """The `run` function of a launcher, with what belongs to it alone filled in."""
+    if ray_address is not None and name != "ray":
+        raise UserError(f"--ray-address {ray_address}: goes with --launcher ray")
+    if slurm and name != "slurm":
+        raise UserError(f"--slurm {slurm[0]}: goes with --launcher slurm")
+    if name == "ray":
+        from seqbench.suite.launchers import ray
+
+        return partial(ray.run, address=ray_address)
+    if name == "slurm":
+        from seqbench.suite.launchers import slurm as slurm_launcher
+
+        pairs = [text.partition("=") for text in slurm]
+        for key, equals, _ in pairs:
+            if not key or not equals:
+                raise UserError(f"--slurm {key}: write KEY=VALUE, as in partition=gpu")
+        return partial(slurm_launcher.run, parameters={key: value for key, _, value in pairs})
     from seqbench.suite.launchers import local
 
-    count = workers or max(1, cores() // threads)
-    with _progress(cells, min(count, len(cells)), quiet) as on_event:
-        local.run(cells, results, workers=count, threads=threads, device=device, on_event=on_event)
+    return local.run
 
 
 @contextmanager
-def _progress(cells: Sequence[Cell], workers: int, quiet: bool) -> Iterator[Any]:
+def _progress(cells: Sequence[Cell], quiet: bool) -> Iterator[Any]:
     """A bar for the grid and one a worker; without a terminal, a line for every finished cell."""
     if quiet or not err.is_terminal:
 
@@ -427,7 +668,8 @@ def _progress(cells: Sequence[Cell], workers: int, quiet: bool) -> Iterator[Any]
                 progress.console.print(event["message"])
             elif kind == "done":
                 progress.advance(whole)
-                progress.remove_task(bars.pop(worker))
+                if worker in bars:
+                    progress.remove_task(bars.pop(worker))
                 progress.console.print(f"{cell.label}: {event['status']}")
 
         yield on_event
@@ -446,7 +688,8 @@ def _report(results: Path, grid: str | None, cells: Sequence[Cell] | None, as_js
         }
         print(json.dumps(found, indent=2))
         return
-    out.print(to_rich(drawn.headline))
+    for table in drawn.verdicts or (drawn.headline,):
+        out.print(to_rich(table))
     err.print(f"tables in {results}/tables/, plots in {results}/plots/, all of it in {drawn.index}")
 
 
@@ -467,14 +710,43 @@ def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in _names(text))
+        numbers = tuple(int(part) for part in _names(text))
     except ValueError:
-        raise UserError(f"{option} {text}: give comma-separated integers, as in 0,1,2") from None
+        numbers = ()
+    if not numbers or min(numbers) < 0:
+        raise UserError(f"{option} {text!r}: give comma-separated integers from 0 on, as in 0,1,2")
+    return numbers
 
 
-def _check_range(option: str, value: int | None, least: int) -> None:
+def _bytes(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        size = float(number) * (units[unit] if unit else 1)
+    except (ValueError, KeyError):
+        size = 0
+    if not 1 <= size < 2**63:
+        raise UserError(f"{option} {text}: give bytes, or K, M, G or T of them, as in 4G")
+    return int(size)
+
+
+def _check_range(option: str, value: float | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{option} {value}: must be at least {least}")
+
+
+def _check_device(name: str) -> None:
+    from seqbench.suite import discovery
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise discovery.unknown("device in --device", name, ["auto", "cpu", "cuda"])
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA device here; valid here: auto, cpu")
 
 
 def _users_fault(error: Exception) -> bool:

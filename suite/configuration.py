@@ -7,19 +7,21 @@ value and what is valid.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from seqbench.models import plugins
 from seqbench.models.base import ModelError
 from seqbench.models.build import build_model, match_parameters, options_of
-from seqbench.suite.discovery import task_class, unknown
+from seqbench.suite.discovery import is_plugin, task_class, unknown
 from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
-from seqbench.tasks.base import Task
+from seqbench.tasks.base import Task, TaskError
 
 C = TypeVar("C")
 SECTIONS = ("task", "model", "train")
@@ -39,14 +41,18 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except json.JSONDecodeError:
         return key, None if value.lower() == "none" else value
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--set {text[:60]}...: cannot be read as JSON: {error}") from None
 
 
 def build_config(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     """A config dataclass from plain values; raises UserError for unknown keys and wrong types."""
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
+    for key, value in values.items():
         if key not in names:
             raise unknown(f"key {where}.{key}:", key, names)
+        if isinstance(value, bool) and get_type_hints(cls)[key] in (int, float):
+            raise UserError(f"{where}.{key}={json.dumps(value)}: must be a number")
     try:
         checked: C = _adapter(cast(Any, cls)).validate_python(dict(values))
         return checked
@@ -73,7 +79,9 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         "train": dict(scale.train),
     }
     for path, value in [*request.settings.items(), *assignments]:
-        section, key = path.split(".", 1)
+        section, _, key = path.partition(".")
+        if section not in values:
+            raise unknown(f"section of the setting {path}:", section, SECTIONS)
         values[section][key] = value
     config: Any = build_config(cls.Config, values["task"], "task")
     train = build_config(TrainConfig, values["train"], "train")
@@ -101,11 +109,15 @@ def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
     """Builds the model on the meta device: a wrong name or option shows before the grid starts."""
     try:
         with torch.device("meta"):
-            build_model(name, vocab_size=vocab_size, **config)
+            model = build_model(name, vocab_size=vocab_size, **config)
     except ModelError:
         raise
-    except TypeError as error:
-        raise UserError(f"model {name!r} with {dict(config)}: {error}") from error
+    except Exception as error:  # a plugin's own, or a size that torch cannot count in
+        raise UserError(
+            f"model {name!r} with {dict(config)}: {type(error).__name__}: {error}"
+        ) from error
+    if _has_plugin(name, model):
+        _check_plugin_model(name, vocab_size, json.dumps(dict(config), sort_keys=True))
 
 
 def _matched_width(request: Request, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +125,7 @@ def _matched_width(request: Request, vocab_size: int, config: Mapping[str, Any])
     if request.model == request.same_size_as:
         return {}
     depth = config["num_layers"]
+    check_model(request.model, vocab_size, config)  # its own mistakes first
     with torch.device("meta"):
         other = build_model(
             str(request.same_size_as),
@@ -130,20 +143,93 @@ def _matched_width(request: Request, vocab_size: int, config: Mapping[str, Any])
     return {"d_model": width}
 
 
+# The least value of each, whether it may be that value itself, and the most.
+_RANGES: dict[str, tuple[float, bool, float]] = {
+    "steps": (1, True, math.inf),
+    "batch_size": (1, True, math.inf),
+    "eval_every": (1, True, math.inf),
+    "eval_batches": (1, True, math.inf),
+    "test_batches": (1, True, math.inf),
+    "lr": (0, False, math.inf),
+    "min_lr": (0, True, math.inf),
+    "warmup_steps": (0, True, math.inf),
+    "weight_decay": (0, True, math.inf),
+    "clip": (0, True, math.inf),
+    "beta1": (0, True, 1),
+    "beta2": (0, True, 1),
+    "patience": (1, True, math.inf),
+    "curriculum_pass": (0, True, 1),
+    "curriculum_until": (0, True, 1),
+}
+
+
 def _check_train(train: TrainConfig) -> None:
-    for key in ("steps", "batch_size", "eval_every", "eval_batches", "test_batches"):
-        if getattr(train, key) < 1:
-            raise UserError(f"train.{key}={getattr(train, key)}: must be at least 1")
-    if not train.lr > 0:
-        raise UserError(f"train.lr={train.lr}: must be above 0")
+    for key, (least, included, most) in _RANGES.items():
+        value = getattr(train, key)
+        if value is None or (least < value <= most or (included and value == least)):
+            continue
+        bound = "at least" if included else "above"
+        more = f" and at most {most:g}" if most < math.inf else ""
+        raise UserError(f"train.{key}={value}: must be {bound} {least:g}{more}")
+    for key in ("beta1", "beta2"):
+        if getattr(train, key) == 1:
+            raise UserError(f"train.{key}=1: must be below 1")
 
 
 @lru_cache(maxsize=64)
 def _prepared(name: str, config: str) -> Task:
     cls = task_class(name)
-    task = cls(build_config(cls.Config, json.loads(config), "task"))
-    task.prepare()
+    try:
+        task = cls(build_config(cls.Config, json.loads(config), "task"))
+        task.prepare()
+    except (UserError, TaskError):
+        raise
+    except Exception as error:
+        if not is_plugin("task", name):
+            raise
+        problem = f"it fails with {type(error).__name__}: {error}"
+        raise UserError(str(plugins.broken("task", name, "prepare", problem))) from error
+    if is_plugin("task", name):
+        _check_plugin_task(name, task)
     return task
+
+
+def _check_plugin_task(name: str, task: Task) -> None:
+    """The quick rules of the contract: a broken plugin is named before anything is trained."""
+    from seqbench.suite.contract import apply
+    from seqbench.suite.contract.tasks import BEFORE_A_RUN, Subject
+
+    subject = Subject(name, type(task))
+    subject.task = task
+    for rule in BEFORE_A_RUN:
+        finding = apply(rule, subject)
+        if finding.status == "broken":
+            raise UserError(str(plugins.broken("task", name, finding.rule, finding.note)))
+
+
+def _has_plugin(name: str, model: Any) -> bool:
+    """Whether any part of the model is code from elsewhere."""
+    parts = [type(module).__module__ for module in model.modules()]
+    return not all(part.startswith(("seqbench.models.", "torch.")) for part in parts)
+
+
+@lru_cache(maxsize=256)
+def _check_plugin_model(name: str, vocab_size: int, config: str) -> None:
+    """One real forward pass of a few tokens: wrong shapes are named before anything is trained."""
+    from seqbench.suite.contract import Broken
+    from seqbench.suite.contract.models import logits_of
+
+    try:
+        logits_of(build_model(name, vocab_size=vocab_size, **json.loads(config)), vocab_size)
+    except Broken as problem:
+        raise UserError(f"model {name!r} breaks the rule shapes: {problem}") from problem
+    except ModelError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model {name!r} breaks the rule shapes: forward fails with {type(error).__name__}: "
+            f"{error} (seqbench check-plugin says more)"
+        ) from error
 
 
 @lru_cache(maxsize=64)

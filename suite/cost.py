@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def flops_per_token(model: nn.Module, length: int, device: torch.device) -> float:
     """Forward FLOPs of one sequence of `length` tokens, divided by the length.
 
-    Matrix products, convolutions and attention by torch's own formulas, the scan by
-    `kernel_flops`; FFTs, the short convolution and elementwise operations are not counted.
+    Matrix products, convolutions and attention by torch's own formulas, the scan, the short
+    convolution and FFTs by `kernel_flops`; elementwise operations and norms are not counted.
     """
     tokens = torch.zeros(1, length, dtype=torch.long, device=device)
     training = model.training
@@ -26,11 +27,16 @@ def flops_per_token(model: nn.Module, length: int, device: torch.device) -> floa
 
 
 def kernel_flops() -> dict[Any, Any]:
-    """FLOP formulas of our own operators, by operator."""
+    """FLOP formulas of our own operators and of real FFTs, by operator."""
     import seqbench.kernels.causal_conv1d
     import seqbench.kernels.selective_scan  # noqa: F401  (both register their operators)
 
-    return {torch.ops.seqbench.selective_scan: _scan_flops}
+    return {
+        torch.ops.seqbench.selective_scan: _scan_flops,
+        torch.ops.seqbench.causal_conv1d: _short_convolution_flops,
+        torch.ops.aten._fft_r2c: _real_fft_flops,
+        torch.ops.aten._fft_c2r: _real_inverse_fft_flops,
+    }
 
 
 def _scan_flops(
@@ -39,6 +45,25 @@ def _scan_flops(
     """Seven for a state element: ΔA, its exp, the decay, Δu B and its sum, C h and its sum."""
     batch, length, width = u
     return 7 * batch * length * width * A[1]
+
+
+def _short_convolution_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    """A product and a sum for a tap."""
+    return 2 * math.prod(x) * weight[1]
+
+
+def _real_fft_flops(x: Sequence[int], dim: Sequence[int], *_: Any, **__: Any) -> int:
+    """5/2 n log2 n, the usual count of a transform of n real numbers."""
+    size = math.prod(x[i] for i in dim)
+    return round(2.5 * math.prod(x) * math.log2(max(size, 1)))
+
+
+def _real_inverse_fft_flops(
+    x: Sequence[int], dim: Sequence[int], normalization: int, last_dim_size: int, **_: Any
+) -> int:
+    whole = list(x)
+    whole[dim[-1]] = last_dim_size
+    return _real_fft_flops(whole, dim)
 
 
 def kernel_backends() -> dict[str, str]:

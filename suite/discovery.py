@@ -2,7 +2,7 @@
 
 A built-in is named by its file (`tasks/induction_heads.py` is `induction-heads`); nothing is
 imported before it is asked for. Another package adds its own through the groups `seqbench.tasks`
-and `seqbench.grids`; anybody can name a Python file.
+and `seqbench.grids`; anybody can name a Python file, or a grid written as a YAML file.
 """
 
 from __future__ import annotations
@@ -10,69 +10,89 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-import importlib.util
-import inspect
-import sys
-from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from seqbench.suite.experiment import UserError
+from seqbench.models import plugins
+from seqbench.suite.experiment import Request, UserError
 
 if TYPE_CHECKING:
     from seqbench.tasks.base import Task
 
 SUITE = Path(__file__).resolve().parent
+YAML = (".yaml", ".yml")
 
 
 def task_names() -> list[str]:
     """The names of all tasks found, built-in and from entry points, without importing any."""
-    built_in = [_dashed(p.stem) for p in _task_files().values()]
-    return sorted({*built_in, *(e.name for e in _entry_points("tasks"))})
+    return sorted({*_task_files(), *plugins.names("task")})
 
 
 def grid_names() -> list[str]:
     """The names of all grids found, without importing any."""
-    return sorted({*_grid_files(), *(e.name for e in _entry_points("grids"))})
+    return sorted({*_grid_files(), *plugins.names("grid")})
+
+
+def is_plugin(kind: str, name: str) -> bool:
+    """Whether that task or grid comes from elsewhere: a path, or an entry point."""
+    built_in = _task_files() if kind == "task" else _grid_files()
+    return name not in built_in or name in plugins.names(kind)
 
 
 def task_class(name: str) -> type[Task]:
     """The task class of that name, or of a file `path/to/file.py`."""
     from seqbench.tasks.base import Task
 
-    module = _module(
-        "task", name, {n: f"seqbench.tasks.{p.stem}" for n, p in _task_files().items()}
-    )
-    if inspect.isclass(module):
-        found = [module]
-    else:
-        found = [
-            c
-            for c in vars(module).values()
-            if inspect.isclass(c)
-            and issubclass(c, Task)
-            and c.__module__ == module.__name__
-            and not inspect.isabstract(c)
-        ]
-    if len(found) != 1 or not issubclass(found[0], Task):
-        raise UserError(
-            f"task {name!r}: a task file defines exactly one subclass of seqbench.tasks.base.Task, "
-            f"found {len(found)}"
-        )
-    return found[0]
+    built_in = {n: f"seqbench.tasks.{p.stem}" for n, p in _task_files().items()}
+    try:
+        one: type[Task] = plugins.one_class("task", name, _found("task", name, built_in), Task)
+    except plugins.PluginError as error:
+        raise UserError(str(error)) from error
+    return one
 
 
 def grid_module(name: str) -> ModuleType:
-    """The grid file of that name, or `path/to/file.py`: docstring, SEEDS, requests(scale)."""
-    module = _module(
+    """The grid of that name, or of a file (Python or YAML): docstring, SEEDS, requests(scale)."""
+    if name.endswith(YAML):
+        from seqbench.suite.gridfile import load_grid
+
+        return load_grid(Path(name))
+    module = _found(
         "grid", name, {n: f"seqbench.suite.grids.{p.stem}" for n, p in _grid_files().items()}
     )
+    if not isinstance(module, ModuleType):
+        raise _broken(name, "grid", f"{module!r} is no module with SEEDS and requests(scale)")
     if not callable(getattr(module, "requests", None)):
-        raise UserError(f"grid {name!r}: the file defines no function requests(scale)")
-    assert isinstance(module, ModuleType)
+        raise _broken(name, "grid", "the file defines no function requests(scale)")
+    seeds = getattr(module, "SEEDS", None)
+    whole = isinstance(seeds, tuple | list | range) and all(
+        type(s) is int and s >= 0 for s in seeds
+    )
+    if not (whole and seeds):
+        raise _broken(name, "grid", f"SEEDS={seeds!r}: must be integers, 0 or more")
     return module
+
+
+def grid_requests(name: str, scale: str) -> tuple[tuple[int, ...], list[Request]]:
+    """The seeds of a grid and what it asks for at that scale."""
+    module = grid_module(name)
+    try:
+        requests = list(module.requests(scale))
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_plugin("grid", name):
+            raise
+        problem = f"requests({scale!r}) fails with {type(error).__name__}: {error}"
+        raise _broken(name, "grid", problem) from error
+    strays = [r for r in requests if not isinstance(r, Request)]
+    if strays or not requests:
+        shown = repr(strays[0]) if strays else "nothing"
+        problem = f"requests({scale!r}) gives {shown}: must be seqbench.suite.experiment.Request"
+        raise _broken(name, "grid", problem)
+    return tuple(module.SEEDS), requests
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], remedy: str = "") -> UserError:
@@ -83,40 +103,22 @@ def unknown(kind: str, name: str, valid: Iterable[str], remedy: str = "") -> Use
     return UserError(f"unknown {kind} {name!r}: {hint}{' ' + remedy if remedy else ''}")
 
 
-def _module(kind: str, name: str, built_in: dict[str, str]) -> ModuleType | type:
-    if name.endswith(".py"):
-        return _load_file(kind, Path(name))
+def _found(kind: str, name: str, built_in: Mapping[str, str]) -> Any:
+    """A module, or whatever an entry point names."""
+    try:
+        found = plugins.load(kind, name, built_in)
+    except plugins.PluginError as error:
+        raise UserError(str(error)) from error
+    if found is not None:
+        return found
     if name in built_in:
         return importlib.import_module(built_in[name])
-    points = {e.name: e for e in _entry_points(kind + "s")}
-    if name in points:
-        try:
-            return points[name].load()
-        except Exception as error:
-            raise UserError(
-                f"{kind} {name!r}, the plugin {points[name].value}: {type(error).__name__}: {error}"
-            ) from error
-    raise unknown(kind, name, {*built_in, *points}, f"(seqbench list {kind}s shows all)")
+    valid = {*built_in, *plugins.names(kind)}
+    raise unknown(kind, name, valid, f"(seqbench list {kind}s shows all)")
 
 
-def _load_file(kind: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(
-            f"{kind} {str(path)!r}: no such file; give a name or the path of a Python file"
-        )
-    key = f"seqbench_plugin_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
-    if key in sys.modules:
-        return sys.modules[key]
-    spec = importlib.util.spec_from_file_location(key, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[key]
-        raise UserError(f"{kind} file {path}: {type(error).__name__}: {error}") from error
-    return module
+def _broken(name: str, rule: str, problem: str) -> UserError:
+    return UserError(str(plugins.broken("grid", name, rule, problem)))
 
 
 def _task_files() -> dict[str, Path]:
@@ -139,10 +141,6 @@ def _grid_files() -> dict[str, Path]:
     return {
         _dashed(p.stem): p for p in sorted((SUITE / "grids").glob("*.py")) if p.stem != "__init__"
     }
-
-
-def _entry_points(group: str) -> Iterable[EntryPoint]:
-    return entry_points(group=f"seqbench.{group}")
 
 
 def _dashed(stem: str) -> str:

@@ -98,6 +98,25 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_bytes(pid: int) -> int:
+    """Bytes of memory that a process and those it started hold; 0 for one that is gone."""
+    total = 0
+    proc = Path("/proc") / str(pid)
+    with contextlib.suppress(OSError):
+        total = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for thread in (proc / "task").iterdir():
+            children = (thread / "children").read_text().split()
+            total += sum(resident_bytes(int(child)) for child in children)
+    return total
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = [g.strip() for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g.strip()]
+    return tuple(named[:count]) if named else tuple(str(i) for i in range(count))
+
+
 def cores() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,7 @@ class Execution:
     compile: Compile = "off"  # torch.compile of the training step; graphs: with CUDA graphs
     prefetch: int | None = None  # processes that make batches ahead; None: on a GPU, a few
     gpus: tuple[str, ...] = ()  # visible here; shared out among the workers
+    cells_per_gpu: int = 1
     cell_seconds: float | None = None  # wall time of a cell in this sitting
     cell_memory: int | None = None  # resident bytes of a cell's processes
     budget: float | None = None  # seconds of this sitting

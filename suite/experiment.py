@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 # Raised by a change to code that alters results (a layer, the loss, a stream): old records then
@@ -62,11 +63,11 @@ class Cell:
 
     def canonical(self) -> str:
         """The identity as canonical JSON; the scale's note is prose, and no part of it."""
-        identity = asdict(self)
-        del identity["scale_note"]
+        identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale_note"}
+        identity["train"] = asdict(self.train)
         return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The first 16 hex digits of the identity's SHA-256."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ AHEAD = 4  # batches that each process keeps ready
 class Made(NamedTuple):
     """A batch made ahead, with what it was made from."""
 
-    index: int
+    step: int
     stage: int | None
     batch: Batch
 
@@ -60,10 +60,9 @@ class Feed:
 
     def batch(self, item: int | Made) -> Batch:
         """The batch of an item: the one made ahead, if its stage is still the stage."""
-        index = item if isinstance(item, int) else item.index
-        if not isinstance(item, int) and item.stage == self.stage():
-            return item.batch
-        return self.make(index, self.stage())
+        if isinstance(item, int):
+            return self.make(item, self.stage())
+        return item.batch if item.stage == self.stage() else self.make(item.step, self.stage())
 
     def make(self, index: int, stage: int | None) -> Batch:
         """The batch itself."""

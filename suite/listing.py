@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from seqbench.models import plugins
 from seqbench.suite import discovery
 
 Row = dict[str, Any]
 
 
 def tasks() -> list[Row]:
-    """Every task with its headline metric, scales and difficulty axes."""
+    """Every task with its headline metric, scales and difficulty axes; plugins are not imported."""
     rows = []
     for name in discovery.task_names():
+        if discovery.is_plugin("task", name):
+            rows.append(_plugin("task", name))
+            continue
         cls = discovery.task_class(name)
         rows.append(
             {
@@ -28,16 +32,23 @@ def tasks() -> list[Row]:
 
 
 def models() -> list[Row]:
-    """Every named preset; block+layer is valid too."""
+    """Every named preset; block+layer is valid too. Plugins are not imported."""
     from seqbench.models.build import presets
 
-    return [{"name": name, "summary": summary} for name, summary in presets().items()]
+    rows: list[Row] = [{"name": n, "summary": summary} for n, summary in presets().items()]
+    rows += [_plugin("model", name) for name in plugins.names("model")]
+    for part, form in (("layer", "BLOCK+{}"), ("block", "{}+LAYER")):
+        rows += [_plugin(part, name, form.format(name)) for name in plugins.names(part)]
+    return rows
 
 
 def grids() -> list[Row]:
     """Every named grid with its docstring."""
     rows = []
     for name in discovery.grid_names():
+        if discovery.is_plugin("grid", name):
+            rows.append(_plugin("grid", name))
+            continue
         doc = discovery.grid_module(name).__doc__ or ""
         rows.append({"name": name, "summary": _first_line(doc), "doc": doc.strip()})
     return rows
@@ -55,6 +66,15 @@ def backends() -> list[Row]:
         }
         for name, reason in dispatch.backends().items()
     ]
+
+
+def _plugin(kind: str, name: str, shown: str | None = None) -> Row:
+    """What is known of a plugin without importing it, in the keys of the others."""
+    origin = plugins.origin(kind, name)
+    row: Row = {"name": shown or name, "summary": f"plugin: {origin}", "plugin": origin}
+    if kind == "task":
+        row |= {"headline": None, "scales": {}, "difficulty": [], "config": []}
+    return row if kind != "grid" else {**row, "doc": ""}
 
 
 def _first_line(doc: str | None) -> str:

@@ -73,6 +73,7 @@ class Record:
     higher_is_better: bool = True
     test: Mapping[str, Number] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)  # label -> metrics
+    stopped: Mapping[str, str] = field(default_factory=dict)  # variant without metrics -> why
     chance: Number | None = None
     baselines: Mapping[str, Number] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from seqbench.suite.configuration import resolve
-from seqbench.suite.discovery import grid_module
+from seqbench.suite.discovery import grid_requests
 from seqbench.suite.experiment import Cell, Request, UserError
 from seqbench.suite.records import Record, load, path_of
 
@@ -31,10 +31,8 @@ def grid_cells(
     assignments: Sequence[tuple[str, object]] = (),
 ) -> list[Cell]:
     """The cells of a named grid, in its order; `seeds` instead of the grid's own where given."""
-    module = grid_module(name)
-    requests: Iterable[Request] = module.requests(scale)
-    wanted = tuple(seeds) if seeds is not None else tuple(module.SEEDS)
-    requests = list(requests)
+    own_seeds, requests = grid_requests(name, scale)
+    wanted = tuple(seeds) if seeds is not None else own_seeds
     return _distinct([resolve(r, seed, assignments) for seed in wanted for r in requests])
 
 

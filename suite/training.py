@@ -23,7 +23,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from seqbench.models.build import build_model, parameter_groups
@@ -31,12 +31,13 @@ from seqbench.suite import checkpoint, ranks
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
 from seqbench.suite.environment import cores, environment, peak_memory, reset_peak_memory
-from seqbench.suite.evaluation import evaluate
+from seqbench.suite.evaluation import evaluate, tokens_within_reach
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
+from seqbench.suite.selection import write_selection
 from seqbench.tasks.base import IGNORE, METRICS, Task
 
 Event = Mapping[str, Any]
@@ -408,6 +409,7 @@ class _Run:
         self.log = results / "logs" / f"{cell.digest}.csv"
         self.trained = False
         self.tested: dict[str, dict[str, float]] = {}  # by variant; "": the task itself
+        self.untested: dict[str, str] = {}  # variant -> why
         self.earlier_seconds, self.earlier_peak = 0.0, 0
         self.compiled: Compile = "off"
         if self.saved.exists():
@@ -450,6 +452,7 @@ class _Run:
             {f"model/{k}": v for k, v in self.model.state_dict().items()},
             {"finished": True, "cell": asdict(self.cell)},
         )
+        write_selection(self.saved.parents[1], self.cell, self.task, self.model)
         return self._record(devices, strategy)
 
     def compile(self, how: Compile) -> None:
@@ -469,17 +472,25 @@ class _Run:
         module, train = self.module, self.cell.train
         if module.best:
             self.model.load_state_dict(module.best)
-        base = self.task.batch("test", 0, train.batch_size).inputs.numel()
+        budget = train.test_batches * self.task.batch("test", 0, train.batch_size).inputs.numel()
         for label, which in {"": self.task, **self.task.test_variants()}.items():
             if label in self.tested:
                 continue
+            tokens = budget
+            if label:
+                length = which.batch("test", 0, 1).inputs.shape[1]
+                reach = tokens_within_reach(self.model, length, self.device)
+                if isinstance(reach, str):
+                    self.untested[label] = reach
+                    continue
+                tokens = min(budget, reach)
             self.listener({"event": "testing"})
             self.tested[label] = evaluate(
                 self.model,
                 which,
                 "test",
                 batch_size=train.batch_size,
-                max_tokens=train.test_batches * base,
+                max_tokens=tokens,
                 device=self.device,
             )
             if self._save_is_due():
@@ -497,6 +508,7 @@ class _Run:
             higher_is_better=METRICS[task.headline],
             test=self.tested.pop(""),
             variants=self.tested,
+            stopped=self.untested,
             chance=task.chance(),
             baselines=task.baselines(),
             curve=tuple(module.curve),

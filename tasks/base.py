@@ -61,6 +61,9 @@ class Task(ABC):
     scales: ClassVar[Mapping[str, Scale]]  # at least "cpu" and "paper"
     headline: ClassVar[str]  # a key of METRICS; model selection looks at it, on validation only
     difficulty: ClassVar[tuple[str, ...]] = ()  # the config fields that make the task harder
+    shows_selection: ClassVar[bool] = (
+        False  # what a model selects of a test sequence is worth a look
+    )
 
     config: Any
 
@@ -117,6 +120,14 @@ class Task(ABC):
     def test_variants(self) -> dict[str, Self]:
         """Label -> the same task under another config (say, longer), scored on test too."""
         return {}
+
+    def oracle(self, inputs: Tensor) -> Tensor | None:
+        """Predictions (B, L) int64 of the exact solution from inputs (B, L); None: it has none.
+
+        Right at every scored position of every split; what it says elsewhere is not looked at. It
+        is causal: position t follows from the inputs up to t, so any prefix is answered alike.
+        """
+        return None
 
     def units_per_token(self, split: Split) -> float:
         """Bytes, bases or samples that one scored token stands for: the divisor of bits_per_*."""

@@ -1,6 +1,7 @@
 """Selective copying: recall the data tokens of a noisy sequence in order (Gu & Dao 2023, 4.1).
 
-The task is Jing et al. 2019's denoising task; the setting is the paper's Table 1.
+The task is Jing et al. 2019's denoising task; the setting is the paper's Table 1. MAD (Poli et al.
+2024) has it in another form, which people compare with: that is the scale `mad-lab`.
 """
 
 from __future__ import annotations
@@ -8,17 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from functools import cached_property
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 
 from seqbench.tasks.base import IGNORE, Batch, Scale, Split, Task, TaskError
-from seqbench.tasks.streams import FEWEST_SEQUENCES, digest, fixed_rows, fresh_rows, stage_of
+from seqbench.tasks.streams import (
+    FEWEST_SEQUENCES,
+    TrainSets,
+    digest,
+    fixed_rows,
+    fresh_rows,
+    stage_of,
+    subsets,
+)
 
 GENERATOR = "selective-copying, generator 2"  # raised when the sequences change
-NOISE = 0
-SHORTEST_STAGE = 8  # of the derived curriculum
+TOKEN_STEPS = 8  # of the derived curriculum
+NOISE_AT_FIRST = 8  # noise tokens in its stages, while their data tokens become more
 BASELINE_SEQUENCES = 512
 
 
@@ -28,9 +38,13 @@ class SelectiveCopyingConfig:
 
     length: int = 4096  # of the whole input: noise and data, then the markers
     num_tokens: int = 16  # data tokens to recall
-    vocab_size: int = 16  # noise 0, marker vocab_size - 1, data in between
-    # (length, data tokens) of the curriculum, easiest first; None: the length doubles from 8 to the
-    # task's, a quarter of it data, up to num_tokens.
+    vocab_size: int = 16  # with noise and marker
+    # markers: noise 0, marker vocab_size - 1, data in between. mad-lab: data from 0, noise
+    # vocab_size - 2, and one marker, vocab_size - 1, before as much noise as there are answers.
+    form: Literal["markers", "mad-lab"] = "markers"
+    train_examples: int | None = None  # of a fixed train set, reshuffled every epoch; None: endless
+    # (length, data tokens) of the curriculum, easiest first; None: eight equal steps in the number
+    # of data tokens, among eight of noise, then a length that doubles up to the task's.
     stages: tuple[tuple[int, int], ...] | None = None
     mix: float = 0.0  # fraction of train batches that replay a stage already passed
     test_lengths: tuple[int, ...] = ()  # longer or shorter sequences to test at
@@ -49,25 +63,35 @@ class SelectiveCopying(Task):
         Inputs   0 3 0 0 7 1 0 4 | 15 15 15 15      (noise 0, marker 15)
         Targets  - - - - - - - - |  3  7  1  4      (- is not scored)
 
+    In the form of MAD one marker asks for all, noise stands where the answers go, and none stands
+    between the last data token and the marker:
+
+        Inputs   14 3 14 7 1 14 4 | 15 14 14 14 14  (noise 14, marker 15)
+        Targets   - -  - - -  - - |  -  3  7  1  4
+
     Guessing scores 1 / (vocab_size - 2) of the tokens.
     """
 
     Config = SelectiveCopyingConfig
     config: SelectiveCopyingConfig
     headline = "accuracy"
+    shows_selection = True
     difficulty = ("length", "num_tokens", "vocab_size")
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="length 64 instead of the paper's 4096, with a curriculum over length "
+            note="length 64 instead of the paper's 4096, with a curriculum over tokens and length "
             "and fewer, larger steps; not the paper's setting.",
             task={"length": 64},
             model={"d_model": 64, "num_layers": 2},
             train={
-                "steps": 4500,
+                "steps": 3000,
                 "batch_size": 32,
                 "lr": 5e-3,
-                "eval_every": 200,
+                "beta2": 0.95,  # gradients shrink and change with every stage
+                "eval_every": 250,
                 "curriculum": True,
+                "curriculum_pass": 0.8,
+                "curriculum_until": 0.8,
                 "stop_at": 0.98,
             },
         ),
@@ -85,6 +109,26 @@ class SelectiveCopying(Task):
                 "stop_at": 0.9999,
             },
         ),
+        "mad-lab": Scale(
+            note="MAD's length 256, 16 tokens and 12,800 fixed training examples (Poli et al. "
+            "2024), 200 epochs in its form of the task; not the paper's setting.",
+            task={
+                "length": 256,
+                "form": "mad-lab",
+                "train_examples": 12_800,
+                "eval_sequences": 1280,
+            },
+            model={"d_model": 128, "num_layers": 2},
+            train={
+                "steps": 20_000,
+                "batch_size": 128,
+                "lr": 5e-4,
+                "warmup_steps": 0,
+                "min_lr": 1e-6,
+                "eval_every": 500,
+                "eval_batches": 10,
+            },
+        ),
     }
 
     @property
@@ -100,8 +144,10 @@ class SelectiveCopying(Task):
             )
         if not 0 <= c.mix <= 1:
             raise TaskError(f"task.mix={c.mix}: a fraction of the batches: give 0 to 1")
-        if c.eval_sequences < 1:
-            raise TaskError(f"task.eval_sequences={c.eval_sequences}: give at least 1")
+        for key in ("eval_sequences", "train_examples"):
+            value = getattr(c, key)
+            if value is not None and value < 1:
+                raise TaskError(f"task.{key}={value}: give at least 1")
         self._check("length", c.length, c.num_tokens)
         for length in c.test_lengths:
             self._check("test_lengths", length, c.num_tokens)
@@ -121,26 +167,36 @@ class SelectiveCopying(Task):
         c = self.config
         stage = stage_of(stage, self.num_stages, c.mix, split, c.data_seed, seed, index)
         length, tokens = (c.length, c.num_tokens) if stage is None else self._stages()[stage]
-        body = length - tokens
+        mad, marker = c.form == "mad-lab", c.vocab_size - 1
+        lowest, noise = (0, marker - 1) if mad else (1, 0)
+        body = length - tokens - mad
 
         def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
-            places = _subsets(rng, rows, body, tokens)
-            values = rng.integers(1, c.vocab_size - 1, (rows, tokens), dtype=np.int64)
+            if mad:
+                each = rng.multinomial(body - tokens, [1 / tokens] * tokens, rows)
+                places = each.cumsum(axis=1) + np.arange(tokens)
+            else:
+                places = subsets(rng, rows, body, tokens)
+            values = rng.integers(lowest, lowest + marker - 1, (rows, tokens), dtype=np.int64)
             return np.concatenate([places, values], axis=1)  # all that there is to a sequence
 
-        purpose = (GENERATOR, c.data_seed, c.vocab_size, length, tokens)
-        if split == "train":
-            drawn = fresh_rows(split, batch_size, draw, *purpose, seed, index)
-        else:
+        purpose: tuple[object, ...] = (GENERATOR, c.data_seed, c.vocab_size, length, tokens)
+        if mad:
+            purpose += (c.form,)
+        if split != "train":
             first = index * batch_size
             count = min(batch_size, c.eval_sequences - first)
             drawn = fixed_rows(split, first, count, draw, *purpose)
+        elif c.train_examples is not None:
+            drawn = self._train_sets.rows(index, batch_size, c.train_examples, draw, purpose, seed)
+        else:
+            drawn = fresh_rows(split, batch_size, draw, *purpose, seed, index)
         places, values = drawn[:, :tokens], drawn[:, tokens:]
-        inputs = np.full((len(drawn), length), NOISE, dtype=np.int64)
+        inputs = np.full((len(drawn), length), noise, dtype=np.int64)
         np.put_along_axis(inputs, places, values, axis=1)
-        inputs[:, body:] = c.vocab_size - 1
+        inputs[:, body : body + 1 if mad else length] = marker
         targets = np.full((len(drawn), length), IGNORE, dtype=np.int64)
-        targets[:, body:] = values
+        targets[:, length - tokens :] = values
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def num_batches(self, split: Split, batch_size: int) -> int | None:
@@ -162,27 +218,51 @@ class SelectiveCopying(Task):
             for n in self.config.test_lengths
         }
 
+    @cached_property
+    def _train_sets(self) -> TrainSets:
+        return TrainSets()
+
+    def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The data tokens of each row one after the other, where the answers go."""
+        special = self.config.vocab_size - (2 if self.config.form == "mad-lab" else 1)
+        is_data = (inputs < special) & ((inputs > 0) | (self.config.form == "mad-lab"))
+        count = int(is_data[0].sum())
+        places = torch.argsort((~is_data).long(), dim=1, stable=True)[:, :count]
+        answers = inputs.clone()
+        answers[:, inputs.shape[1] - count :] = inputs.gather(1, places)
+        return answers
+
     def _stages(self) -> tuple[tuple[int, int], ...]:
         """(length, data tokens) of the curriculum."""
         c = self.config
         if c.stages is not None:
             return c.stages
-        doubling, length = [], SHORTEST_STAGE
+        step = max(1, c.num_tokens // TOKEN_STEPS)
+        counts = [*range(step, c.num_tokens, step), c.num_tokens]
+        # More tokens at once would have to be learned at the price of a longer sequence.
+        stages = [(2 * tokens + NOISE_AT_FIRST, tokens) for tokens in counts]
+        length = 1 << stages[-1][0].bit_length()
         while length < c.length:
-            tokens = min(c.num_tokens, length // 4)
-            if self._distinct(length, tokens) >= FEWEST_SEQUENCES:
-                doubling.append((length, tokens))
+            stages.append((length, c.num_tokens))
             length *= 2
-        return tuple(doubling)
+        return tuple(
+            (length, tokens)
+            for length, tokens in stages
+            if length < c.length and self._distinct(length, tokens) >= FEWEST_SEQUENCES
+        )
 
     def _distinct(self, length: int, tokens: int) -> int:
-        return math.comb(length - tokens, tokens) * (self.config.vocab_size - 2) ** tokens
+        # With noise only before a data token, MAD's last one always ends the body.
+        free = 1 if self.config.form == "mad-lab" else 0
+        places = math.comb(length - tokens - 2 * free, tokens - free)
+        return places * (self.config.vocab_size - 2) ** tokens
 
     def _check(self, key: str, length: int, tokens: int) -> None:
-        if tokens < 1 or length < 2 * tokens:
+        shortest = 2 * max(1, tokens) + (self.config.form == "mad-lab")
+        if tokens < 1 or length < shortest:
             raise TaskError(
                 f"task.{key}: length {length} with {tokens} data tokens: the data and as many "
-                f"markers must fit: give at least 1 token and length {2 * max(1, tokens)}"
+                f"answers must fit: give at least 1 token and length {shortest}"
             )
         if self._distinct(length, tokens) < FEWEST_SEQUENCES:
             raise TaskError(
@@ -190,14 +270,3 @@ class SelectiveCopying(Task):
                 f"{self._distinct(length, tokens)} distinct sequences, too few for three splits: "
                 f"at least {FEWEST_SEQUENCES} are needed; raise length or vocab_size"
             )
-
-
-def _subsets(rng: np.random.Generator, rows: int, places: int, size: int) -> np.ndarray:
-    """Sorted subsets (rows, size) of range(places), uniform: Floyd's algorithm on all rows."""
-    largest = np.arange(places - size, places)
-    picked = rng.integers(0, largest + 1, (rows, size), dtype=np.int64)
-    for i in range(1, size):
-        again = (picked[:, :i] == picked[:, i : i + 1]).any(axis=1)
-        picked[again, i] = largest[i]
-    picked.sort(axis=1)
-    return picked

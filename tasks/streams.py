@@ -26,6 +26,7 @@ FEWEST_SEQUENCES = 256
 Draw = Callable[[np.random.Generator, int], np.ndarray]  # (generator, n) -> n rows, (n, L)
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
+_BLOCK = 1024  # rows of a finite set drawn at once: bounds memory
 _HASH_COLUMNS = 2**16  # of a row at once, so that a million tokens need no copy in 64 bits
 
 
@@ -63,6 +64,56 @@ def fixed_rows(split: Split, first: int, count: int, draw: Draw, *purpose: objec
         for i in range(first, first + count)
     ]
     return np.concatenate(rows)
+
+
+class TrainSets:
+    """Finite train sets, drawn at first use and kept, and served in a new order every epoch.
+
+    A batch is a function of its index, so a run that goes on needs no place to be remembered.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], np.ndarray] = {}
+
+    def rows(
+        self,
+        index: int,
+        count: int,
+        examples: int,
+        draw: Draw,
+        purpose: tuple[object, ...],
+        seed: int,
+    ) -> np.ndarray:
+        """Batch `index` of `count` rows, int64; `purpose` names the set, `seed` moves its order.
+
+        A batch may end one epoch and begin the next.
+        """
+        key = (examples, *purpose)
+        if key not in self._kept:
+            blocks = [
+                fresh_rows("train", min(_BLOCK, examples - first), draw, *purpose, "set", first)
+                for first in range(0, examples, _BLOCK)
+            ]
+            largest = max(int(block.max()) for block in blocks)
+            self._kept[key] = np.concatenate(blocks).astype(np.min_scalar_type(largest))
+        places = np.arange(index * count, (index + 1) * count)
+        rows = [
+            self._kept[key][_epoch_order(int(epoch), examples, *purpose, seed)[within]]
+            for epoch in np.unique(places // examples)
+            for within in [places[places // examples == epoch] % examples]
+        ]
+        return np.concatenate(rows).astype(np.int64)
+
+
+def subsets(rng: np.random.Generator, rows: int, places: int, size: int) -> np.ndarray:
+    """Sorted subsets (rows, size) of range(places), uniform: Floyd's algorithm on all rows."""
+    largest = np.arange(places - size, places)
+    picked = rng.integers(0, largest + 1, (rows, size), dtype=np.int64)
+    for i in range(1, size):
+        again = (picked[:, :i] == picked[:, i : i + 1]).any(axis=1)
+        picked[again, i] = largest[i]
+    picked.sort(axis=1)
+    return picked
 
 
 def belongs(rows_BL: np.ndarray, split: Split) -> np.ndarray:
@@ -147,6 +198,11 @@ def _first_belonging(split: Split, count: int, draw: Draw, rng: np.random.Genera
         more = draw(rng, size)
         rows = np.concatenate([rows, more[belongs(more, split)]])
     return rows[:count]
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(epoch: int, examples: int, *purpose: object) -> np.ndarray:
+    return generator("epoch", *purpose, epoch).permutation(examples)
 
 
 @lru_cache(maxsize=16)

@@ -55,79 +55,163 @@ INLINE vf min(vf a, vf b) { return a < b ? a : b; }
 #endif
 INLINE vf abs(vf x) { return (vf)((vu)x & 0x7fffffffu); }
 
-// 2^f on [-1/2, 1/2], relative error 9.2e-8. The constant term is exactly 1: an error there would
-// multiply over a long memory (x near 0 at thousands of steps) and grow into dA.
-INLINE vf exp2_fraction(vf f) {
-  vf p = splat(0x1.5bba14p-10f);
-  p = p * f + splat(0x1.3cea88p-7f);
-  p = p * f + splat(0x1.c6b752p-5f);
-  p = p * f + splat(0x1.ebf9bcp-3f);
-  p = p * f + splat(0x1.62e42ap-1f);
-  return p * f + splat(1.0f);
+INLINE float largest_lane(vf x) {
+  float largest = x[0];
+  for (int i = 1; i < W; i++) largest = x[i] > largest ? x[i] : largest;
+  return largest;
 }
 
-// 2^x. NaN stays NaN; far below the range of float32 the result is 0 or the smallest normal number.
-INLINE vf exp2(vf x) {
+// To the nearest integer, |x| < 2^22.
+INLINE vf nearest(vf x) {
 #if defined(__AVX512F__)
-  x = max(splat(-200.0f), x);
-  const __m512 n = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return (vf)_mm512_scalef_ps((__m512)exp2_fraction(x - (vf)n), n);
+  return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  const vf magic = splat(0x1.8p23f);  // adding it rounds to an integer in the low bits
-  x = max(splat(-126.0f), x);
-  x = min(splat(127.0f), x);
-  const vf shifted = x + magic;
-  const vf p = exp2_fraction(x - (shifted - magic));
-  return (vf)((vi)p + ((vi)shifted << 23));
+  return (x + 0x1.8p23f) - 0x1.8p23f;
 #endif
+}
+// p 2^n; p is in [1/2, 2] and n an integer (without AVX-512: within [-126, 127]).
+INLINE vf scale(vf p, vf n) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return (vf)((vi)p + ((vi)(n + 0x1.8p23f) << 23));
+#endif
+}
+// The compiler cannot merge what x is computed from with what it is used for (into an FMA).
+INLINE void settle(vf& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__SSE2__)
+  asm("" : "+x"(x));
+#else
+  asm("" : "+w"(x));
+#endif
+}
+
+// 2^x of K vectors in step: a processor does not look far enough ahead to overlap K such chains one
+// after another. WITHIN: the caller knows that |x| <= EXP2_WITHIN, and gets the same bits for less.
+// NaN stays NaN; far below the range of float32 the result is 0 or the smallest normal number.
+//
+// On [-1/2, 1/2] the polynomial's relative error is 9.2e-8. Its constant term is exactly 1: an error
+// there would multiply over a long memory (x near 0 at thousands of steps) and grow into dA.
+constexpr float EXP2_WITHIN = 126.0f;
+template <int K, bool WITHIN>
+INLINE void exp2s(vf* x) {
+  vf n[K], p[K];
+  for (int k = 0; k < K; k++) {
+    if (!WITHIN) {
+#if defined(__AVX512F__)
+      x[k] = max(splat(-200.0f), x[k]);
+#else
+      x[k] = min(splat(127.0f), max(splat(-126.0f), x[k]));
+#endif
+    }
+    settle(x[k]);  // the same product with and without the bounds
+    n[k] = nearest(x[k]);
+  }
+  for (int k = 0; k < K; k++) x[k] -= n[k];
+  for (int k = 0; k < K; k++) p[k] = 0x1.5bba14p-10f * x[k] + 0x1.3cea88p-7f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * x[k] + 0x1.c6b752p-5f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * x[k] + 0x1.ebf9bcp-3f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * x[k] + 0x1.62e42ap-1f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * x[k] + 1.0f;
+  for (int k = 0; k < K; k++) x[k] = scale(p[k], n[k]);
+}
+INLINE vf exp2(vf x) {
+  exp2s<1, false>(&x);
+  return x;
 }
 
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr float LN2 = 0.693147180559945309f;
 
-INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp2(x * -LOG2E)); }
+// 1 / x for x in [1, 2], within 2 units in the last place.
+INLINE vf reciprocal(vf x) {
+#if defined(__AVX512F__)
+  const vf y = (vf)_mm512_rcp14_ps((__m512)x);
+#elif defined(__AVX2__)
+  const vf y = (vf)_mm256_rcp_ps((__m256)x);
+#else
+  const vf y = 1.0f / x;
+#endif
+  return y + y * (1.0f - x * y);
+}
+
+// 1 / (1 + e^-x) of K vectors in step.
+template <int K>
+INLINE void sigmoids(vf* x) {
+  vf w[K];
+  for (int k = 0; k < K; k++) w[k] = abs(x[k]) * -LOG2E;
+  exp2s<K, false>(w);
+  for (int k = 0; k < K; k++) x[k] = (x[k] > 0.0f ? splat(1.0f) : w[k]) * reciprocal(1.0f + w[k]);
+}
+INLINE vf sigmoid(vf x) {
+  sigmoids<1>(&x);
+  return x;
+}
 
 // log(1 + w) for w in [0, 1], relative error 6e-9 before rounding; no division.
-INLINE vf log1p_unit(vf w) {
-  vf p = splat(-0.0033184732f);
-  p = p * w + splat(0.020204589f);
-  p = p * w + splat(-0.05766445f);
-  p = p * w + splat(0.10680556f);
-  p = p * w + splat(-0.15355396f);
-  p = p * w + splat(0.19695401f);
-  p = p * w + splat(-0.24958588f);
-  p = p * w + splat(0.33330512f);
-  p = p * w + splat(-0.4999993f);
-  return (p * w) * w + w;
+template <int K>
+INLINE void log1p_units(vf* w) {
+  vf p[K];
+  for (int k = 0; k < K; k++) p[k] = w[k] * -0.0033184732f + 0.020204589f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * w[k] - 0.05766445f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * w[k] + 0.10680556f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * w[k] - 0.15355396f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * w[k] + 0.19695401f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * w[k] - 0.24958588f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * w[k] + 0.33330512f;
+  for (int k = 0; k < K; k++) p[k] = p[k] * w[k] - 0.4999993f;
+  for (int k = 0; k < K; k++) w[k] = (p[k] * w[k]) * w[k] + w[k];
 }
 
-// softplus(x) = log(1 + e^x), and its derivative sigmoid(x), from one exponential.
-INLINE vf softplus(vf x) { return max(splat(0.0f), x) + log1p_unit(exp2(abs(x) * -LOG2E)); }
-INLINE vf softplus(vf x, vf* derivative) {
-  const vf w = exp2(abs(x) * -LOG2E);
-  *derivative = (x > 0.0f ? splat(1.0f) : w) / (1.0f + w);
-  return max(splat(0.0f), x) + log1p_unit(w);
+// softplus(x) = log(1 + e^x) of K vectors in step, and unless `derivative` is null its derivative,
+// sigmoid(x), from the same exponential.
+template <int K>
+INLINE void softpluses(vf* x, vf* derivative) {
+  vf w[K];
+  for (int k = 0; k < K; k++) w[k] = abs(x[k]) * -LOG2E;
+  exp2s<K, false>(w);
+  if (derivative)
+    for (int k = 0; k < K; k++)
+      derivative[k] = (x[k] > 0.0f ? splat(1.0f) : w[k]) * reciprocal(1.0f + w[k]);
+  log1p_units<K>(w);
+  for (int k = 0; k < K; k++) x[k] = max(splat(0.0f), x[k]) + w[k];
 }
 
-// Lane i of the result is the sum of the lanes of p[i], for M = W vectors; for M < W, lanes
+// Lane i of lane_sums<1, M>(p) is the sum of the lanes of p[i], for M = W vectors; for M < W, lanes
 // i < M. Pairs are merged as a tree, so that each level halves the vectors and nothing is scalar.
+// Lanes two apart are added first, then neighbours: that takes the cheapest shuffles.
 template <int S, int... I>
 INLINE vf merge(vf a, vf b, std::integer_sequence<int, I...>) {
-  const vf kept = __builtin_shufflevector(a, b, ((I & S) ? I + W : I)...);
-  const vf moved = __builtin_shufflevector(a, b, ((I & S) ? (I ^ S) + W : I ^ S)...);
-  return kept + moved;
+  if constexpr (S == 2) {
+    const vf even = __builtin_shufflevector(a, b, ((I & ~3) + (I & 1) * 2 + (I & 2) / 2 * W)...);
+    const vf odd = __builtin_shufflevector(a, b, ((I & ~3) + (I & 1) * 2 + 1 + (I & 2) / 2 * W)...);
+    return even + odd;
+  } else {
+    constexpr int DISTANCE = S == 1 ? 2 : S;
+    const vf kept = __builtin_shufflevector(a, b, ((I & DISTANCE) ? I + W : I)...);
+    const vf moved =
+        __builtin_shufflevector(a, b, ((I & DISTANCE) ? (I ^ DISTANCE) + W : I ^ DISTANCE)...);
+    return kept + moved;
+  }
+}
+template <int S>
+INLINE vf merge(vf a, vf b) {
+  return merge<S>(a, b, std::make_integer_sequence<int, W>());
 }
 template <int S, int M>
 INLINE vf lane_sums(const vf* p) {
   if constexpr (S == W) {
     return p[0];
   } else if constexpr (M == 1) {
-    const vf folded = merge<S>(p[0], p[0], std::make_integer_sequence<int, W>());
+    const vf folded = merge<S>(p[0], p[0]);
     return lane_sums<S * 2, 1>(&folded);
   } else {
     vf half[M / 2];
-    for (int i = 0; i < M / 2; i++)
-      half[i] = merge<S>(p[2 * i], p[2 * i + 1], std::make_integer_sequence<int, W>());
+    for (int i = 0; i < M / 2; i++) half[i] = merge<S>(p[2 * i], p[2 * i + 1]);
     return lane_sums<S * 2, M / 2>(half);
   }
 }

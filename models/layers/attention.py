@@ -64,7 +64,7 @@ class Attention(SequenceLayer):
             return self._attend(*self._project(x_BLD, position_L))
         keys, values, seen_B = state
         q, k, v = self._project(x_BLD, seen_B[:, None] + position_L)
-        k, v = torch.cat([keys, k], 1), torch.cat([values, v], 1)
+        k, v = _append(keys, k), _append(values, v)
         y_BLD = self._attend(q, k, v)
         if self.config.window is not None:
             start = max(k.shape[1] - self.config.window + 1, 0)
@@ -111,6 +111,34 @@ class Attention(SequenceLayer):
                 mask = mask.triu(T - L - self.config.window + 1)  # type: ignore[operator]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+def _append(kept_BTHW: Tensor, new_BLHW: Tensor) -> Tensor:
+    """Both behind each other. While decoding into spare room behind the kept ones: a token's cost
+    is its own then, not a copy of all before it.
+
+    `filled` says how much of a room is taken: a state that is continued twice finds its room taken
+    the second time, and is copied, so no state ever changes.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat([kept_BTHW, new_BLHW], 1)
+    T, L = kept_BTHW.shape[1], new_BLHW.shape[1]
+    room = kept_BTHW._base
+    if (
+        room is None
+        or getattr(room, "filled", None) != T
+        or room.dtype != new_BLHW.dtype
+        or room.data_ptr() != kept_BTHW.data_ptr()
+        or room.shape[1] < T + L
+        or (room.shape[0], *room.shape[2:]) != (new_BLHW.shape[0], *new_BLHW.shape[2:])
+    ):
+        shape = list(new_BLHW.shape)
+        shape[1] = T + L + max((T + L) // 4, 64)
+        room = new_BLHW.new_empty(shape)
+        room[:, :T] = kept_BTHW
+    room[:, T : T + L] = new_BLHW
+    room.filled = T + L  # type: ignore[attr-defined]
+    return room[:, : T + L]
 
 
 def _decay(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

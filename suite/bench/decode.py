@@ -202,19 +202,21 @@ class DecodeBench(Result):
             "paper_tokens_per_second": PAPER_RATES,
         }
 
+    def title(self) -> str:
+        """What the table shows."""
+        sizes = ", ".join(f"{name} {n / 1e6:.1f} M" for name, n in self.parameters.items())
+        return f"Decoding after a prompt of {self.prompt}, {self.dtype}, {self.machine()}: {sizes}"
+
     def table(self) -> Table:
         """For a terminal."""
         from rich.table import Table
 
-        sizes = ", ".join(f"{name} {n / 1e6:.1f} M" for name, n in self.parameters.items())
-        title = f"Decoding after a prompt of {self.prompt}, {self.dtype}, {self.machine()}: {sizes}"
-        table = Table(title=title, title_justify="left", box=None, header_style="bold")
+        table = Table(box=None, header_style="bold")
         table.add_column("batch", justify="right")
         table.add_column("")
         heads = ("tokens/s", "decode only", "prompt s", "ms a token", "state MB")
         for name in (*heads, *(f"paper: {name}" for name in PAPER_RATES)):
             table.add_column(name, justify="right")
-        table.caption, table.caption_justify = "\n".join(self.remarks()), "left"
         previous = None
         for row in self.rows:
             new = row.batch != previous
@@ -480,7 +482,8 @@ class _Session:
         warm = self.model(tokens[:, :32], self.model.initial_state(some))
         del warm
         runs = -(-batch // some)
-        answers, taken = [], []
+        answers: list[Tensor] = []
+        taken: list[float] = []
         for run in range(runs):
             if self.device.type == "cuda" or not taken:
                 self._wait()

@@ -39,8 +39,16 @@ class Result(ABC):
     environment: dict[str, Any] = field(default_factory=dict)
 
     @abstractmethod
+    def title(self) -> str:
+        """What the table shows, and where it was measured."""
+
+    @abstractmethod
     def table(self) -> Table:
         """For a terminal."""
+
+    @abstractmethod
+    def remarks(self) -> list[str]:
+        """What to read beside the table."""
 
     @abstractmethod
     def plot(self) -> Figure:
@@ -67,7 +75,7 @@ class Result(ABC):
 
     def facts(self) -> dict[str, Any]:
         """Everything, as plain data."""
-        return {"bench": self.name, **asdict(self)}
+        return {"bench": self.name, **asdict(self), "remarks": self.remarks()}
 
     def to_json(self) -> str:
         """Everything, as JSON."""
@@ -125,6 +133,7 @@ def plain(axes: Axes) -> None:
     """A grid, no frame at the top and right, no names at minor ticks of the x axis."""
     axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes.grid(True, which="major", alpha=0.3)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -135,22 +135,24 @@ class ScanBench(Result):
             "gate_size": asdict(_GATE),
             "ratios": [self._ratios(row) for row in self.rows if row.forward],
             "paper_ms": {"lengths": PAPER_LENGTHS, **PAPER_MS} if self._on_gpu else None,
-            "remarks": self.remarks(),
         }
+
+    def title(self) -> str:
+        """What the table shows."""
+        dtype = "bfloat16" if self._on_gpu else "float32"
+        return f"Selective scan, {dtype}, medians, {self.machine()}; checked against float64 first"
 
     def table(self) -> Table:
         """For a terminal; ratios are to our fastest backend at the same size."""
         from rich.table import Table
 
         dtype = "bfloat16" if self._on_gpu else "float32"
-        title = f"Selective scan, {dtype}, medians, {self.machine()}; checked against float64 first"
-        table = Table(title=title, title_justify="left", box=None, header_style="bold")
+        table = Table(box=None, header_style="bold")
         for name in ("(B, L, D, N)", ""):
             table.add_column(name, justify="left")
         heads = ("fwd ms", "x", "fwd+bwd ms", "x", "of floor", "extra MB", "of pscan's", "error")
         for name in heads:
             table.add_column(name, justify="right")
-        table.caption, table.caption_justify = "\n".join(self.remarks()), "left"
         previous = None
         for row in self.rows:
             if previous not in (None, row.size):

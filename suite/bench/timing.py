@@ -139,6 +139,27 @@ def peak_extra_memory(
         return process.submit(_measure, job, arguments, threads).result()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """Bytes at the peak of a run in a process of its own, and the run's seconds."""
+
+    run: int  # beyond what stood before
+    process: int  # all of it, the libraries too; on a GPU the allocator's alone
+    seconds: float
+
+
+def peak_of_process(
+    job: Callable[..., Callable[[], object]], arguments: Sequence[object], threads: int, device: str
+) -> Peak:
+    """Of `job(*arguments)()`, which makes its tensors itself; `job` must be picklable and warm up.
+
+    Raises RuntimeError or MemoryError as the run does.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
+        return process.submit(_peak, job, arguments, threads, torch.device(device)).result()
+
+
 def available_memory() -> int | None:
     """Bytes this machine could still give a process; None where it does not say (not Linux)."""
     try:
@@ -148,6 +169,30 @@ def available_memory() -> int | None:
     return next((int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable")), None)
 
 
+def _peak(
+    job: Callable[..., Callable[[], object]],
+    arguments: Sequence[object],
+    threads: int,
+    device: torch.device,
+) -> Peak:
+    torch.set_num_threads(threads)
+    run = job(*arguments)
+    before = _start_peak(device)
+    seconds = _time(run, 1, device)
+    process = peak_memory(device)
+    return Peak(run=max(0, process - before), process=process, seconds=seconds)
+
+
+def _start_peak(device: torch.device) -> int:
+    """Starts a measurement of peak memory: what stands now."""
+    free(device)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # else what glibc keeps of freed blocks would serve the run unseen
+    reset_peak_memory(device)
+    return peak_memory(device)
+
+
 def _measure(
     job: Callable[..., tuple[Callable[[], Sequence[Tensor]], torch.device]],
     arguments: Sequence[object],
@@ -155,12 +200,7 @@ def _measure(
 ) -> int:
     torch.set_num_threads(threads)
     run, device = job(*arguments)
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)  # else what glibc keeps of freed blocks would serve the run unseen
-    reset_peak_memory(device)
-    before = peak_memory(device)
+    before = _start_peak(device)
     outputs = run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqbench.suite.expectation import declared_files
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.records import Record, load_all, record_files, write_atomically
-from seqbench.suite.report import html, paper, plots, tables
+from seqbench.suite.report import html, paper, plots, tables, verdict
 from seqbench.suite.report.aggregate import rows
 from seqbench.suite.report.tables import Table
 
 __all__ = ["ReportPaths", "check", "write_report"]
 
 MANIFEST = "tables/manifest.json"
+SELECTION = "selection"  # <results>/selection/DIGEST.json: see suite/selection.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class ReportPaths:
     manifest: Path
     headline: Table
     status: Table
+    verdicts: tuple[Table, ...]
 
 
 def write_report(
@@ -52,14 +55,20 @@ def write_report(
             f"(seqbench run {grid or 'quickstart'}) or name another folder with --results"
         )
     records = [r for row in rows(records, cells) for r in row.records]
-    drawn_tables = _tables(records, cells, grid)
-    drawn_plots = list(plots.draw_all(records, cells, grid))
+    verdicts = verdict.verdicts(results, records, grid)
+    judged = {v.name: verdict.table(v) for v in verdicts}
+    drawn_tables = [*_tables(records, cells, grid), *judged.values()]
+    names = {r.digest: line.row.name for v in verdicts for line in v.lines for r in line.records}
+    drawn_plots = list(plots.draw_all(records, cells, grid, names, results))
+    drawn_plots += [p for v in verdicts if (p := plots.against_bands(v)) is not None]
     page = html.page(records, drawn_tables, drawn_plots, grid=grid, cells=cells)
 
     everything = [r.digest for r in records]
+    grids = {v.name: v.grid for v in verdicts}
     content: dict[str, tuple[bytes, Iterable[str]]] = {}
     for table in drawn_tables:
-        of = table.digests if table.name.startswith("variants-") else everything
+        apart = table.name.startswith("variants-") or table.name in judged
+        of = table.digests if apart else everything
         content[f"tables/{table.name}.md"] = tables.markdown(table).encode(), of
         content[f"tables/{table.name}.csv"] = tables.csv_text(table).encode(), of
         content[f"tables/{table.name}.tex"] = tables.latex(table).encode(), of
@@ -69,7 +78,7 @@ def write_report(
     content["index.html"] = page.encode(), everything
 
     selection = None if cells is None else sorted(wanted)
-    manifest = _manifest(results, content, records, grid, selection)
+    manifest = _manifest(results, content, records, grid, selection, grids)
     try:
         _remove_outdated(results, content)
         for name, (data, _) in content.items():
@@ -87,6 +96,7 @@ def write_report(
         manifest=results / MANIFEST,
         headline=drawn_tables[0],
         status=next(t for t in drawn_tables if t.name == "status"),
+        verdicts=tuple(judged.values()),
     )
 
 
@@ -100,7 +110,7 @@ def check(results: Path) -> list[str]:
         return [f"{MANIFEST}: not there: no report was drawn yet (seqbench report)"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [f"{MANIFEST}: unreadable; draw the report again (seqbench report)"]
-    there = _hashes(results)
+    there, declared = _hashes(results), _declared(results)
     if selection is not None:
         there = {d: there[d] for d in selection if d in there}
     found = []
@@ -112,6 +122,9 @@ def check(results: Path) -> list[str]:
             continue
         if _hash(data) != entry["sha256"]:
             found.append(f"{name}: changed since it was drawn")
+            continue
+        if any(declared.get(g) != known for g, known in entry.get("grids", {}).items()):
+            found.append(f"{name}: stale: the grid's bands changed since it was drawn")
             continue
         before, now = _of_tasks(drawn, entry["tasks"]), _of_tasks(there, entry["tasks"])
         new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
@@ -143,15 +156,20 @@ def _manifest(
     records: Sequence[Record],
     grid: str | None,
     selection: Sequence[str] | None,
+    grids: Mapping[str, str],
 ) -> bytes:
     """What was drawn from what. A file depends on every record of its tasks: `check` reads this."""
-    hashes = _hashes(results)
+    hashes, declared = _hashes(results), _declared(results)
     there = {r.digest: hashes[r.digest] for r in records if r.digest in hashes}
     everything = sorted({task for task, _ in there.values()})
     entries = {}
     for name, (data, digests) in content.items():
         of = sorted({there[d][0] for d in digests if d in there})
-        entries[name] = {"sha256": _hash(data), "tasks": None if of == everything else of}
+        entry: dict[str, Any] = {"sha256": _hash(data), "tasks": None if of == everything else of}
+        own = grids.values() if name == "index.html" else {grids.get(Path(name).stem)} - {None}
+        if own:
+            entry["grids"] = {str(g): declared[str(g)] for g in sorted(map(str, own))}
+        entries[name] = entry
     manifest: dict[str, Any] = {
         "grid": grid,
         "selection": selection,
@@ -162,11 +180,23 @@ def _manifest(
 
 
 def _hashes(results: Path) -> dict[str, tuple[str, str]]:
-    """Digest -> the task's folder and a hash of the record's file."""
+    """Digest -> the task's folder and a hash of the record's file and of its selection."""
+    selections = {p.stem: p for p in (results / SELECTION).glob("*.json")}
     return {
-        path.stem: (path.parent.parent.name, _hash(path.read_bytes()))
+        path.stem: (
+            path.parent.parent.name,
+            _hash(
+                path.read_bytes()
+                + (selections[path.stem].read_bytes() if path.stem in selections else b"")
+            ),
+        )
         for path in record_files(results)
     }
+
+
+def _declared(results: Path) -> dict[str, str]:
+    """Grid, with its scale -> a hash of the file that declares its bands."""
+    return {path.stem: _hash(path.read_bytes()) for path in declared_files(results)}
 
 
 def _of_tasks(

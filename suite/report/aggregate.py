@@ -53,6 +53,11 @@ class Group:
     records: tuple[Record, ...]
 
     @cached_property
+    def keyed(self) -> Mapping[str, str]:
+        """The settings' values as JSON: what two groups are compared by."""
+        return {k: json.dumps(v, sort_keys=True) for k, v in self.settings.items()}
+
+    @cached_property
     def done(self) -> tuple[Record, ...]:
         """The records with results."""
         return tuple(r for r in self.records if r.status == "done")
@@ -195,25 +200,27 @@ def slug(*parts: str) -> str:
 
 def _groups(records: Sequence[Record]) -> list[Group]:
     """Records that differ in the seed alone, together; sorted by model and settings."""
-    found: dict[str, tuple[dict[str, Any], list[Record]]] = {}
+    found: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         cell = record.cell
-        settings = _flat(cell)
-        key = json.dumps([cell.task, cell.model, cell.scale, settings], sort_keys=True)
-        found.setdefault(key, (settings, []))[1].append(record)
+        configs = json.dumps([cell.task_config, cell.model_config], sort_keys=True)
+        names = (cell.task, cell.model, cell.scale)
+        key = (*names, configs, repr(cell.train), cell.data_fingerprint, cell.results_version)
+        found.setdefault(key, []).append(record)
     return [
         Group(
             task=members[0].cell.task,
             model=members[0].cell.model,
             scale=members[0].cell.scale,
-            settings=settings,
+            settings=flat_settings(members[0].cell),
             records=tuple(sorted(members, key=lambda r: r.cell.seed)),
         )
-        for _, (settings, members) in sorted(found.items())
+        for _, members in sorted(found.items())
     ]
 
 
-def _flat(cell: Cell) -> dict[str, Any]:
+def flat_settings(cell: Cell) -> dict[str, Any]:
+    """Everything that affects a cell's result but for its seed: "train.steps" -> 500."""
     sections = {
         "task": cell.task_config,
         "model": cell.model_config,
@@ -270,7 +277,7 @@ def _telling(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
 
 
 def _values(group: Group, keys: Iterable[str]) -> tuple[str, ...]:
-    return tuple(json.dumps(group.settings.get(k), sort_keys=True) for k in keys)
+    return tuple(group.keyed.get(k, "null") for k in keys)
 
 
 def _label(group: Group, keys: Sequence[str]) -> str:

@@ -38,6 +38,7 @@ def page(
     found = rows(records, cells)
     by_name = {t.name: t for t in tables}
     sections = [
+        ("verdict", "Verdict", _verdicts(tables, plots)),
         ("results", "Results", _results(by_name["headline"], plots)),
         ("tasks", "By task", _tasks(found, tables, plots)),
         ("cost", "Cost", _table(by_name["cost"])),
@@ -82,6 +83,16 @@ def _results(headline: Table, plots: Sequence[Plot]) -> str:
     return _table(headline, open_notes=True) + pictures
 
 
+def _verdicts(tables: Sequence[Table], plots: Sequence[Plot]) -> str:
+    """Each grid's rows against its bands, as a table and, where one was drawn, as a picture."""
+    parts = []
+    for table in tables:
+        if table.name.startswith("verdict-"):
+            parts.append(_table(table, titled=True, open_notes=True))
+            parts += [_figure(p) for p in plots if p.name == table.name]
+    return "\n".join(parts)
+
+
 def _tasks(found: Sequence[Row], tables: Sequence[Table], plots: Sequence[Plot]) -> str:
     """For every task its plots and its tables of other test sets."""
     parts = []
@@ -92,7 +103,13 @@ def _tasks(found: Sequence[Row], tables: Sequence[Table], plots: Sequence[Plot])
         digests.setdefault(key, set()).update(r.digest for r in row.records)
         notes.setdefault(key, []).extend(row.records)
     for (task, scale), own in digests.items():
-        pictures = [p for p in plots if p.name != "overview" and own.issuperset(p.digests)]
+        pictures = [
+            p
+            for p in plots
+            if p.name != "overview"
+            and not p.name.startswith("verdict-")
+            and own.issuperset(p.digests)
+        ]
         others = [t for t in tables if t.name.startswith("variants-") and own.issuperset(t.digests)]
         if not pictures and not others:
             continue
@@ -163,6 +180,8 @@ def _row(row: Sequence[Entry], columns: Sequence[Column], own_id: str | None) ->
         kinds += ["m"] if column.heading.endswith("metric") else []
         kinds += ["digest"] if column.heading == "cell" else []
         kinds += [f"status-{entry.text}"] if column.heading == "status" else []
+        if column.heading == "verdict" and entry.text[:1] in "✓✗":
+            kinds.append("good" if entry.text.startswith("✓") else "bad")
         kind = f' class="{escape(" ".join(kinds))}"' if kinds else ""
         value = f' data-v="{entry.value!r}"' if isinstance(entry.value, int | float) else ""
         detail = f" <small>{escape(entry.detail)}</small>" if entry.detail else ""

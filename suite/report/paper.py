@@ -28,13 +28,12 @@ from seqbench.suite.report.tables import (
 
 OUT_OF_MEMORY = math.nan  # the paper's mark for a length that did not fit
 
-# Our short names, spelled out as block + layer.
+# Our presets that are a plain block + layer, spelled out; the others stand under their own names.
 PRESETS = {
     "mamba": "mamba+s6",
     "s4": "none+s4",
+    "s6": "none+s6",
     "h3": "h3+s4",
-    "hyena": "h3+hyena",
-    "transformer": "transformer+attention",
 }
 
 
@@ -43,10 +42,11 @@ class Series:
     """One model's numbers on one of the paper's tasks."""
 
     task: str  # ours, that stands for it
-    model: str  # ours, spelled block+layer
+    models: str  # ours that stand for it, presets or spelled block+layer, by spaces
     name: str  # theirs
     metric: str  # a key of tasks.base.METRICS, or "error" text of another unit
-    axis: Literal["length", "parameters"]  # what the values are listed by
+    # What the values are listed by: of other models each, or of one model at other test lengths.
+    axis: Literal["length", "parameters", "test length"]
     values: Mapping[int, float]
     source: str
     read: Literal["stated", "figure"]
@@ -72,10 +72,10 @@ _UNET = "SaShiMi U-Net with two poolings, not a plain stack"
 _INDUCTION_LENGTHS = tuple(2**k for k in range(6, 21))
 
 
-def _copying(model: str, name: str, accuracy: float) -> Series:
+def _copying(models: str, name: str, accuracy: float) -> Series:
     return Series(
         task="selective-copying",
-        model=model,
+        models=models,
         name=name,
         metric="accuracy",
         values={4096: accuracy / 100},
@@ -86,13 +86,13 @@ def _copying(model: str, name: str, accuracy: float) -> Series:
     )
 
 
-def _induction(model: str, name: str, percent: Sequence[float], remark: str = "") -> Series:
+def _induction(models: str, name: str, percent: Sequence[float], remark: str = "") -> Series:
     return Series(
         task="induction-heads",
-        model=model,
+        models=models,
         name=name,
         metric="accuracy",
-        axis="length",
+        axis="test length",
         values=dict(zip(_INDUCTION_LENGTHS, (v / 100 for v in percent), strict=True)),
         source="Tables 2 and 11",
         read="stated",
@@ -101,11 +101,11 @@ def _induction(model: str, name: str, percent: Sequence[float], remark: str = ""
     )
 
 
-def _pile(model: str, name: str, perplexity: Sequence[float], remark: str = "") -> Series:
+def _pile(models: str, name: str, perplexity: Sequence[float], remark: str = "") -> Series:
     sizes = (125_000_000, 350_000_000, 760_000_000, 1_300_000_000)
     return Series(
         task="language",
-        model=model,
+        models=models,
         name=name,
         metric="perplexity",
         axis="parameters",
@@ -117,10 +117,10 @@ def _pile(model: str, name: str, perplexity: Sequence[float], remark: str = "") 
     )
 
 
-def _dna_size(model: str, name: str, points: Mapping[int, float], remark: str = "") -> Series:
+def _dna_size(models: str, name: str, points: Mapping[int, float], remark: str = "") -> Series:
     return Series(
         task="dna",
-        model=model,
+        models=models,
         name=name,
         metric="perplexity",
         axis="parameters",
@@ -132,10 +132,10 @@ def _dna_size(model: str, name: str, points: Mapping[int, float], remark: str = 
     )
 
 
-def _dna_length(model: str, name: str, perplexity: Sequence[float]) -> Series:
+def _dna_length(models: str, name: str, perplexity: Sequence[float]) -> Series:
     return Series(
         task="dna",
-        model=model,
+        models=models,
         name=name,
         metric="perplexity",
         axis="length",
@@ -146,11 +146,11 @@ def _dna_length(model: str, name: str, perplexity: Sequence[float]) -> Series:
     )
 
 
-def _piano(model: str, name: str, bits: Sequence[float], remark: str) -> Series:
+def _piano(models: str, name: str, bits: Sequence[float], remark: str) -> Series:
     lengths = (8192, 16384, 30720, 61440, 120832, 239616, 479232, 958464)
     return Series(
         task="piano",
-        model=model,
+        models=models,
         name=name,
         metric="bits_per_sample",
         axis="length",
@@ -162,10 +162,10 @@ def _piano(model: str, name: str, bits: Sequence[float], remark: str) -> Series:
     )
 
 
-def _piano_ablation(model: str, name: str, bits: Sequence[float], remark: str) -> Series:
+def _piano_ablation(models: str, name: str, bits: Sequence[float], remark: str) -> Series:
     return Series(
         task="piano",
-        model=model,
+        models=models,
         name=name,
         metric="bits_per_sample",
         axis="length",
@@ -189,10 +189,22 @@ SERIES: tuple[Series, ...] = (
     _copying("mamba+hyena", "Mamba, Hyena", 28.4),
     _copying("mamba+s6", "Mamba (Mamba, S6)", 99.8),
     _induction(
-        "transformer+attention",
+        "transformer-absolute",
+        "MHA-Abs, 137K",
+        [_OK, 99.6, 100, 58.6, 26.6, 18.8, 9.8, 10.9, 7.8, *[OUT_OF_MEMORY] * 6],
+        "no MLP",
+    ),
+    _induction(
+        "transformer-rope transformer",
         "MHA-RoPE, 137K",
         [_OK, _OK, 100, 83.6, 31.3, 18.4, 8.6, 9.0, 5.5, *[OUT_OF_MEMORY] * 6],
-        "theirs has no MLP",
+        "no MLP",
+    ),
+    _induction(
+        "transformer-xpos",
+        "MHA-xPos, 137K",
+        [_OK, _OK, 100, 99.6, 67.6, 25.4, 7.0, 9.0, 7.8, *[OUT_OF_MEMORY] * 6],
+        "no MLP",
     ),
     _induction(
         "h3+s4",
@@ -207,8 +219,8 @@ SERIES: tuple[Series, ...] = (
     ),
     _induction("mamba+s6", "Mamba, 74K", [_OK] * 15),
     _pile("mamba+s6", "Mamba", [11.60, 8.70, 7.27, 6.50]),
-    _pile("transformer+attention", "Transformer++", [11.64, 8.68, 7.26, 6.45]),
-    _pile("h3+hyena", "Hyena", [16.91, 11.40, 8.99, 7.85], "with an MLP and GPT-3's recipe"),
+    _pile("transformer++ transformer", "Transformer++", [11.64, 8.68, 7.26, 6.45]),
+    _pile("hyena h3+hyena", "Hyena", [16.91, 11.40, 8.99, 7.85], "with an MLP and GPT-3's recipe"),
     _pile("h3+s4", "H3++", [13.49, 9.71, 7.98, 7.08], "head dimension 8, with an MLP"),
     _dna_size(
         "mamba+s6",
@@ -224,7 +236,7 @@ SERIES: tuple[Series, ...] = (
         },
     ),
     _dna_size(
-        "h3+hyena",
+        "hyena h3+hyena",
         "HyenaDNA",
         {
             254_000: 3.112,
@@ -238,7 +250,7 @@ SERIES: tuple[Series, ...] = (
         "with an MLP",
     ),
     _dna_size(
-        "transformer+attention",
+        "transformer++ transformer",
         "Transformer++",
         {
             201_000: 3.157,
@@ -252,7 +264,7 @@ SERIES: tuple[Series, ...] = (
     ),
     _dna_length("mamba+s6", "Mamba, 1.4M", [2.895, 2.876, 2.866, 2.869, 2.863, 2.862]),
     _dna_length("mamba+s6", "Mamba, 7M", [2.761, 2.739, 2.730, 2.729, 2.725, 2.722]),
-    _dna_length("h3+hyena", "HyenaDNA, 1.4M", [2.940, 2.934, 2.938, 2.948, 2.965, 3.007]),
+    _dna_length("hyena h3+hyena", "HyenaDNA, 1.4M", [2.940, 2.934, 2.938, 2.948, 2.965, 3.007]),
     _piano(
         "mamba+s6",
         "Mamba (complex)",
@@ -289,7 +301,7 @@ SERIES: tuple[Series, ...] = (
 def series_for(task: str, model: str) -> list[Series]:
     """The paper's series that correspond to one of our tasks and models; often none."""
     spelled = PRESETS.get(model, model)
-    return [s for s in SERIES if s.task == task and s.model == spelled]
+    return [s for s in SERIES if s.task == task and {model, spelled} & {*s.models.split()}]
 
 
 def beside_ours(
@@ -389,9 +401,9 @@ def _value_text(value: float, metric: str, digits: int) -> str:
 
 
 def _at(value: int, axis: str) -> str:
-    if axis == "length" and value >= 2**20:
+    if axis.endswith("length") and value >= 2**20:
         return f"{value // 2**20}M"
-    return str(value) if axis == "length" else compact(value).replace("G", "B")
+    return str(value) if axis.endswith("length") else compact(value).replace("G", "B")
 
 
 def _tidy(row: Row, group: Group, series: Series) -> list[dict[str, Any]]:

@@ -1,21 +1,28 @@
-"""Plots from records: curves, score against cost, score against length, and all tasks at a glance.
+"""Plots from records: curves, score against cost and length, verdicts, and all tasks at a glance.
 
-Colours and markers are the model's own in every plot of a report; the palette is Okabe & Ito's,
-safe for the colour-blind. The same records give the same bytes.
+Colours and markers are the model's own in every plot of a report, but where a model stands in it
+under several settings; the palette is Okabe & Ito's, safe for the colour-blind. A plot has a panel:
+the rows of one task, scale and task setting, whose scores compare. The same records give the same
+bytes.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqbench.suite.experiment import Cell
+from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.records import Record
+from seqbench.suite.report import paper
 from seqbench.suite.report.aggregate import (
     CONFIDENCE,
     Estimate,
@@ -33,6 +40,7 @@ from seqbench.suite.report.tables import (
     metric_text,
     variant_score,
 )
+from seqbench.suite.report.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +52,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 INK = "#24292f"
 MUTED = "#6e7781"
+GOOD, BAD = "#116329", "#b3261e"
+# A plot holds so many lines, the best ones; a report draws so many panels, the first ones.
+MOST_LINES = 12
+MOST_PANELS = 8
 WIDTH = 10.0  # inches; at 100 dots per inch what a README shows
 DPI = 100
 
@@ -70,22 +82,33 @@ class Style:
 
 
 def draw_all(
-    records: Sequence[Record], cells: Sequence[Cell] | None = None, grid: str | None = None
+    records: Sequence[Record],
+    cells: Sequence[Cell] | None = None,
+    grid: str | None = None,
+    names: Mapping[str, str] | None = None,
+    results: Path | None = None,
 ) -> Iterator[Plot]:
-    """Every plot that the records allow, the overview first."""
+    """Every plot that the records allow, the overview first.
+
+    `names`, by digest, stands for the settings where a model stands under several in one plot;
+    `results` is the folder where cells leave what they select.
+    """
     style = styles(models_of(records, cells))
     found = [row for row in rows(records, cells) if row.example is not None]
-    if not found:
+    everything = _panels(found, style, names or {})
+    if not everything:
         return
-    yield overview(found, style, grid)
-    for row in found:
-        if any(len(r.curve) > 1 for r in row.records):
-            yield curves(row, style)
-        for key in _variant_keys(row):
-            yield against_variant(row, key, style)
-    for panel in _panels(found):
-        if len([g for row in panel for g in row.groups.values() if g.score and g.done]) > 1:
+    panels = everything[:MOST_PANELS]
+    yield overview(panels, style, grid, len(everything))
+    for panel in panels:
+        if any(len(r.curve) > 1 for r in panel.records):
+            yield curves(panel)
+        for key in _variant_keys(panel):
+            yield against_variant(panel, key)
+        if len([e for e in panel.entries if e.group.score]) > 1:
             yield against_cost(panel, style)
+        if results is not None and (plot := selection(panel, results)) is not None:
+            yield plot
 
 
 def styles(models: Sequence[str]) -> dict[str, Style]:
@@ -101,53 +124,60 @@ def styles(models: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def overview(found: Sequence[Row], style: Mapping[str, Style], grid: str | None) -> Plot:
-    """One panel a row: each model's test score with its interval, above chance and baselines."""
-    columns = min(2, len(found))
-    entries = [len(row.groups) + len(_references(row.example)) for row in found]
-    most = [max(entries[i : i + columns]) for i in range(0, len(found), columns)]
+def overview(
+    panels: Sequence[Panel], style: Mapping[str, Style], grid: str | None, of: int
+) -> Plot:
+    """One panel each: every model's test score with its interval, above chance and baselines."""
+    named = [e.label for p in panels for e in p.shown]
+    named += [name for p in panels for name, _ in _references(p.example)]
+    label = min(4.5, 0.3 + 0.072 * max(len(name) for name in named))  # inches for the names
+    columns = min(2 if label < 2.2 else 1, len(panels))
+    counts = [len(p.shown) + len(_references(p.example)) for p in panels]
+    most = [max(counts[i : i + columns]) for i in range(0, len(panels), columns)]
     height = 0.4 + sum(0.85 + 0.22 * n for n in most)
     title = f"Test results{f' of grid {grid}' if grid else ''}"
-    with _figure(title, height, [r for row in found for r in row.records]) as page:
-        named = [*style, *(name for row in found for name, _ in _references(row.example))]
-        label = min(3.0, 0.3 + 0.072 * max(len(name) for name in named))  # inches for the names
+    with _figure(title, height, [r for panel in panels for r in panel.records]) as page:
         gap = label + 1.1  # and for the numbers of the panel before
         panel = (WIDTH * 0.89 - label - (columns - 1) * gap) / columns
         axes = page.grid(
             len(most), columns, wspace=gap / panel, left=label / WIDTH, right=0.89, ratios=most
         )
-        for i, (row, axis) in enumerate(zip(found, axes, strict=False)):
-            _overview_panel(axis, row, style, most[i // columns])
-        for axis in axes[len(found) :]:
+        for i, (drawn, axis) in enumerate(zip(panels, axes, strict=False)):
+            _overview_panel(axis, drawn, most[i // columns])
+        for axis in axes[len(panels) :]:
             axis.set_axis_off()
-    digests = [r.digest for row in found for r in row.records]
+    digests = [r.digest for p in panels for r in p.records]
     caption = f"Each model's test score, above chance and baselines (dashed); {_bars_note()}"
+    cut = [p for p in panels if len(p.shown) < len(p.entries)]
+    if cut:
+        caption += f" Where there are more than {MOST_LINES}, the best {MOST_LINES}."
+    if of > len(panels):
+        caption += f" The first {len(panels)} of {of} settings; the tables have all."
     return page.plot("overview", caption, digests)
 
 
-def curves(row: Row, style: Mapping[str, Style]) -> Plot:
+def curves(panel: Panel) -> Plot:
     """The validation headline against steps and against seconds of training, one line a model."""
-    example = row.example
-    assert example is not None
+    example = panel.example
     scale = _scale_of(example.headline)
-    title = f"{row.title}: validation while training"
-    lines = {m: line for m, g in row.groups.items() if (line := _curve(g)) is not None}
-    names = {m: f"{m} ({n.seeds} seeds)" if n.seeds > 1 else m for m, n in lines.items()}
-    with _figure(title, 3.7, row.records, list(names.values())) as page:
+    title = f"{panel.title}: validation while training"
+    lines = [(e, line) for e in panel.shown if (line := _curve(e.group)) is not None]
+    names = [f"{e.label} ({n.seeds} seeds)" if n.seeds > 1 else e.label for e, n in lines]
+    with _figure(title, 3.7, panel.records, names) as page:
         axes = page.grid(1, 2)
-        for model, line in lines.items():
+        for (entry, line), name in zip(lines, names, strict=True):
             mean, low, high = (
                 [scale * v for v in values] for values in (line.mean, line.low, line.high)
             )
             for axis, xs in zip(axes, (line.steps, line.seconds), strict=True):
-                s = style[model]
+                s = entry.style
                 marker = s.marker if len(xs) <= 30 else ""
                 axis.plot(
                     xs,
                     mean,
                     color=s.color,
                     linestyle=s.dash,
-                    label=names[model],
+                    label=name,
                     marker=marker,
                     markersize=4.5,
                 )
@@ -162,29 +192,63 @@ def curves(row: Row, style: Mapping[str, Style]) -> Plot:
     caption = (
         "Validation headline against steps and against training seconds (evaluation left out). "
         "Line: mean over seeds; band: the lowest to the highest seed; a seed that stopped early "
-        "keeps its last value."
+        f"keeps its last value.{panel.cut}"
     )
-    return page.plot(f"curves-{row.slug}", caption, [r.digest for r in row.records])
+    return page.plot(f"curves-{panel.slug}", caption, [r.digest for r in panel.records])
 
 
-def against_variant(row: Row, key: str, style: Mapping[str, Style]) -> Plot:
-    """The test headline against a numeric test variant, the length above all."""
-    example = row.example
-    assert example is not None
+def against_variant(panel: Panel, key: str) -> Plot:
+    """The test headline against a numeric test variant, the length above all.
+
+    Beside ours, hollow and dashed, the paper's series at other test lengths where there is one.
+    """
+    example = panel.example
     scale = _scale_of(example.headline)
     trained = example.cell.task_config.get(key)
-    name = {"length": "sequence length (tokens)"}.get(key, key.replace("_", " "))
-    title = f"{row.title}: test score against {key.replace('_', ' ')}"
-    with _figure(title, 4.0, row.records, list(row.groups)) as page:
+    name = {"length": "test length (tokens)"}.get(key, key.replace("_", " "))
+    title = f"{panel.title}: test score against {key.replace('_', ' ')}"
+    theirs = _papers(panel, key)
+    labels = [e.label for e in panel.shown] + [f"paper: {s.name}" for s, _ in theirs]
+    stopped = False
+    with _figure(title, 4.4, panel.records, labels) as page:
         (axis,) = page.grid(1, 1)
-        values = set()
-        for model, group in row.groups.items():
-            points = dict(_variant_points(group, key))
-            if isinstance(trained, int | float) and trained not in points and group.score:
-                points[float(trained)] = group.score
+        values: set[float] = set()
+        for entry in panel.shown:
+            points = dict(_variant_points(entry.group, key))
+            if isinstance(trained, int | float) and trained not in points and entry.group.score:
+                points[float(trained)] = entry.group.score
             xs = sorted(points)
             values |= set(xs)
-            _line_with_bars(axis, xs, [points[x] for x in xs], scale, style[model], model)
+            scores = [points[x] for x in xs]
+            _line_with_bars(axis, xs, scores, scale, entry.style, entry.label)
+            ends = [n for r in entry.group.done for v in r.stopped if (n := _at(v, key))]
+            if ends and xs and min(ends) > xs[-1]:
+                stopped = True
+                axis.plot(
+                    [xs[-1]],
+                    [scale * scores[-1].mean],
+                    marker="x",
+                    markersize=13,
+                    markeredgewidth=2,
+                    color=entry.style.color,
+                    zorder=4,
+                )
+        for series, s in theirs:
+            at = {x: v for x, v in series.values.items() if not math.isnan(v)}
+            values |= set(map(float, at))
+            axis.plot(
+                list(at),
+                [scale * v for v in at.values()],
+                color=s.color,
+                marker=s.marker,
+                markerfacecolor="white",
+                markersize=5.5,
+                linestyle=(0, (4, 2)),
+                linewidth=1.1,
+                alpha=0.75,
+                label=f"paper: {series.name}",
+                zorder=1.8,
+            )
         if min(values) > 0:
             axis.set_xscale("log", base=2)
         _ticks(axis, sorted(values))
@@ -192,7 +256,8 @@ def against_variant(row: Row, key: str, style: Mapping[str, Style]) -> Plot:
         axis.set_ylabel(metric_label(example.headline, example.higher_is_better))
         if is_share(example.headline):
             axis.set_ylim(-3, 104)
-        _reference_lines(axis, _references(example)[:1] if example.chance is not None else [])
+        known = _references(example)[:1] if example.chance is not None else []
+        _reference_lines(axis, known, left=True)
         if isinstance(trained, int | float):
             axis.axvline(float(trained), color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
             axis.annotate(
@@ -205,42 +270,48 @@ def against_variant(row: Row, key: str, style: Mapping[str, Style]) -> Plot:
                 fontsize=8.5,
             )
         page.legend(axis)
-    caption = f"Test headline on other values of {key}; {_bars_note()}"
-    return page.plot(f"{slug(key)}-{row.slug}", caption, [r.digest for r in row.records])
+    caption = f"Test headline on other values of {key}; {_bars_note()}{panel.cut}"
+    if stopped:
+        caption += " ×: a model stopped there; the table says why."
+    if theirs:
+        sources = ", ".join(dict.fromkeys(s.source for s, _ in theirs))
+        caption += f" Hollow and dashed: the paper's own numbers ({sources}; {series.setting})."
+    return page.plot(f"{slug(key)}-{panel.slug}", caption, [r.digest for r in panel.records])
 
 
-def against_cost(panel: Sequence[Row], style: Mapping[str, Style]) -> Plot:
-    """The test headline against training seconds and parameters, with the Pareto front."""
-    example = panel[0].example
-    assert example is not None
+def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
+    """The test headline against training seconds, parameters, FLOPs; with the Pareto front."""
+    example = panel.example
     scale = _scale_of(example.headline)
-    first = panel[0]
-    task = f"{first.task} ({first.task_setting})" if first.task_setting else first.task
-    title = f"{task}: score against cost"
-    costs = {"train_seconds": "seconds of training", "parameters": "parameters"}
-    records = [r for row in panel for r in row.records]
-    names = ["Pareto front", *dict.fromkeys(m for row in panel for m in row.groups)]
-    with _figure(title, 3.9, records, names) as page:
-        axes = page.grid(1, 2)
+    title = f"{panel.title}: score against size and cost"
+    costs = {
+        "train_seconds": "seconds of training",
+        "parameters": "parameters",
+        "flops_per_token": "FLOPs per token",
+    }
+    # Each setting is a point of its own; too many of them are a line for each model.
+    by_model = len(panel.entries) > MOST_LINES
+    lines: dict[str, list[Entry]] = {}
+    for entry in panel.entries:
+        lines.setdefault(entry.group.model if by_model else entry.label, []).append(entry)
+    with _figure(title, 3.9, panel.records, ["Pareto front", *lines]) as page:
+        axes = page.grid(1, 3)
         for axis, (cost, heading) in zip(axes, costs.items(), strict=True):
-            by_model: dict[str, list[tuple[float, float, str]]] = {}
-            for row in panel:
-                for model, group in row.groups.items():
-                    x = group.cost(cost)
-                    if group.score is None or x is None:
-                        continue
-                    _line_with_bars(axis, [x], [group.score], scale, style[model], model)
-                    at = (x, scale * group.score.mean, _own_setting(row))
-                    by_model.setdefault(model, []).append(at)
-            points = [(x, y) for found in by_model.values() for x, y, _ in found]
+            points: list[tuple[float, float]] = []
+            for name, entries in lines.items():
+                found = [
+                    (x, e.group.score)
+                    for e in entries
+                    if e.group.score is not None and (x := e.group.cost(cost)) is not None
+                ]
+                if not found:
+                    continue
+                found.sort(key=lambda p: p[0])
+                s = replace(style[name] if by_model else entries[0].style, dash="")
+                _line_with_bars(axis, [p[0] for p in found], [p[1] for p in found], scale, s, name)
+                points += [(x, scale * score.mean) for x, score in found]
             axis.set_xscale("log")
             _log_ticks(axis, [p[0] for p in points])
-            for model, found in by_model.items():
-                line = sorted(found)  # a model's settings, by rising cost
-                xs, ys = [p[0] for p in line], [p[1] for p in line]
-                axis.plot(xs, ys, color=style[model].color, linewidth=1, alpha=0.5)
-                for x, y, setting in line:
-                    _name_point(axis, x, y, setting)
             front = pareto(points, example.higher_is_better)
             front.append((axis.get_xlim()[1], front[-1][1]))
             axis.plot(
@@ -253,7 +324,8 @@ def against_cost(panel: Sequence[Row], style: Mapping[str, Style]) -> Plot:
                 label="Pareto front",
             )
             axis.set_xlabel(heading)
-            axis.set_ylabel(metric_label(example.headline, example.higher_is_better))
+            if axis is axes[0]:  # the others say the same
+                axis.set_ylabel(metric_label(example.headline, example.higher_is_better))
             means = [p[1] for p in points]
             near = _limits(example, means, [value for _, value in _references(example)])
             shown = [(n, v) for n, v in _references(example) if near[0] <= v <= near[1]]
@@ -263,8 +335,139 @@ def against_cost(panel: Sequence[Row], style: Mapping[str, Style]) -> Plot:
         f"Test headline against cost; {_bars_note()} Grey steps: the Pareto front, where no model "
         "is both cheaper and better. Chance and baselines are left out where they lie far off."
     )
-    name = f"cost-{slug(first.task, first.scale, first.task_setting)}"
-    return page.plot(name, caption, [r.digest for r in records])
+    return page.plot(f"cost-{panel.slug}", caption, [r.digest for r in panel.records])
+
+
+def against_bands(verdict: Verdict) -> Plot | None:
+    """Our seeds and median of every row beside its band and the paper's number.
+
+    None where the rows are of test variants (those lie on the plot against length) or too many.
+    """
+    lines = [line for line in verdict.lines if line.values and not line.row.variant]
+    if not lines or len(lines) > 40 or len({line.row.metric for line in lines}) > 1:
+        return None
+    metric = lines[0].row.metric
+    scale = _scale_of(metric)
+    records = [r for line in lines for r in line.records]
+    labels = ["a seed", "our median", "band", "paper (its own scale)"]
+    with _figure(f"{verdict.title}: verdict", 1.0 + 0.3 * len(lines), records, labels) as page:
+        widest = max(len(line.row.name) for line in lines)
+        left = min(0.4, (0.3 + 0.075 * widest) / WIDTH)
+        (axis,) = page.grid(1, 1, left=left, right=0.84)
+        numbers = [scale * v for line in lines for v in line.values]
+        papers = {
+            i: scale * line.row.paper
+            for i, line in enumerate(lines)
+            if isinstance(line.row.paper, float)
+        }
+        bands = [e for line in lines for e in (line.row.low, line.row.high)]
+        ends = [scale * e for e in bands if e is not None]
+        low, high = _frame([*numbers, *papers.values(), *ends], 0.08)
+        if is_share(metric):
+            low, high = -4.0, 104.0
+        axis.set_xlim(low, high)
+        for y, line in enumerate(lines):
+            s = Style(color={"inside": GOOD}.get(line.verdict, BAD), marker="o", dash="-")
+            if not line.banded:
+                s = replace(s, color=INK)
+            else:
+                start = low if line.row.low is None else scale * line.row.low
+                end = high if line.row.high is None else scale * line.row.high
+                axis.barh(
+                    [y], [end - start], left=[start], height=0.72, color="#cfe3f5", label="band"
+                )
+            assert line.median is not None
+            axis.plot(
+                [scale * v for v in line.values],
+                [y] * len(line.values),
+                marker="o",
+                markersize=4,
+                linestyle="none",
+                color=INK,
+                alpha=0.55,
+                label="a seed",
+            )
+            axis.plot(
+                [scale * line.median],
+                [y],
+                marker="|",
+                markersize=15,
+                markeredgewidth=3,
+                linestyle="none",
+                color=s.color,
+                label="our median",
+            )
+            if y in papers:
+                axis.plot(
+                    [papers[y]],
+                    [y],
+                    marker="D",
+                    markersize=6,
+                    markerfacecolor="none",
+                    markeredgecolor=PALETTE[1],
+                    linestyle="none",
+                    label="paper (its own scale)",
+                )
+            _beside(axis, y, f"{metric_text(line.median, metric)}  {line.verdict}", s.color)
+        axis.set_yticks(range(len(lines)), [line.row.name for line in lines])
+        axis.set_ylim(len(lines) - 0.4, -0.6)
+        axis.grid(visible=False, axis="y")
+        higher = records[0].higher_is_better if records[0].headline == metric else None
+        axis.set_xlabel(metric_label(metric, higher))
+        page.legend(axis)
+    caption = (
+        "Blue: the band that the grid declares for our median over seeds. Hollow: the paper's own "
+        "number, of its scale, data and code; no part of the verdict."
+    )
+    return page.plot(verdict.name, caption, [r.digest for r in records])
+
+
+def selection(panel: Panel, results: Path) -> Plot | None:
+    """What models select of a test sequence: Δ along it, and which answer reads which position.
+
+    A column for each of up to two models that left a file, mamba first; None without such.
+    """
+    found = [(e, f) for e in panel.entries if (f := _selection_of(e.group, results)) is not None]
+    found.sort(key=lambda p: (p[0].group.model != "mamba", p[0].group.model != "mamba+s4"))
+    found = found[:2]
+    if not found:
+        return None
+    depth = max(len(f["layers"]) for _, f in found)
+    records = [r for e, f in found for r in e.group.done if r.digest == f["digest"]]
+    title = f"{panel.title}: what is selected of one test sequence"
+    labels = ["data token", "noise", "marker", "the position to read"]
+    with _figure(title, 0.6 + 3.3 * depth, records, labels) as page:
+        ratios = [1.0, 1.6] * depth
+        axes = page.grid(2 * depth, len(found), wspace=0.16, ratios=ratios, gap=0.5, above=0.1)
+        for column, (entry, file) in enumerate(found):
+            kinds = _kinds(file)
+            for i, layer in enumerate(file["layers"]):
+                top, bottom = (
+                    axes[2 * i * len(found) + column],
+                    axes[(2 * i + 1) * len(found) + column],
+                )
+                _delta_panel(top, layer["delta"], kinds)
+                name = f"{entry.label}, layer {i + 1}: Δ, mean over the channels"
+                top.set_title(name, fontsize=9.5, fontweight="bold", loc="left", pad=4)
+                _reads_panel(bottom, layer["reads"], file, kinds)
+                if i + 1 == depth:
+                    bottom.set_xlabel("position")
+                if column == 0:
+                    bottom.set_ylabel("answer")
+        page.legend(axes[0], axes[len(found)])
+    said = "; ".join(
+        f"{e.label}: {sum(p == t for p, t in zip(f['predicted'], f['targets'], strict=True))} of "
+        f"{len(f['targets'])} answers right"
+        for e, f in found
+    )
+    caption = (
+        "Top: the step size Δ at each position of the first test sequence: constant where it is "
+        "not selective. Below: the layer's recurrence unrolled into its matrix, mean size over "
+        "the channels, every row over its own largest: dark where an answer (row) reads an input "
+        "(column); circles: the token to recall, whose trace a block's short convolution moves up "
+        f"to three positions on. First seed. {said}."
+    )
+    return page.plot(f"selection-{panel.slug}", caption, [r.digest for r in records])
 
 
 def pareto(
@@ -280,6 +483,62 @@ def pareto(
 
 
 # -- what is drawn ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A model under one setting in a panel, as it is named and drawn there."""
+
+    label: str
+    group: Group
+    style: Style
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The rows of one task, scale and task setting: their scores compare."""
+
+    rows: tuple[Row, ...]
+    entries: tuple[Entry, ...]
+
+    @property
+    def example(self) -> Record:
+        """A record that is done: its headline, chance and baselines are the whole panel's."""
+        return next(row.example for row in self.rows if row.example is not None)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        return [r for row in self.rows for r in row.records]
+
+    @cached_property
+    def shown(self) -> list[Entry]:
+        """The entries that a plot has room for: the best ones, in the panel's order."""
+        if len(self.entries) <= MOST_LINES:
+            return list(self.entries)
+        sign = 1 if self.example.higher_is_better else -1
+        best = sorted(
+            (e for e in self.entries if e.group.score is not None),
+            key=lambda e: -sign * e.group.score.mean if e.group.score else 0.0,
+        )[:MOST_LINES]
+        return [e for e in self.entries if e in best]
+
+    @property
+    def cut(self) -> str:
+        """What a caption says of entries left out."""
+        if len(self.shown) == len(self.entries):
+            return ""
+        return f" The best {len(self.shown)} of {len(self.entries)}; the tables have all."
+
+    @property
+    def title(self) -> str:
+        first = self.rows[0]
+        setting = first.task_setting.replace("task.", "")
+        return f"{first.task} ({setting})" if setting else first.task
+
+    @property
+    def slug(self) -> str:
+        first = self.rows[0]
+        return slug(first.task, first.scale, first.task_setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,19 +577,98 @@ def _curve(group: Group) -> _Curve | None:
     )
 
 
-def _overview_panel(axis: Axes, row: Row, style: Mapping[str, Style], most: int) -> None:
-    example = row.example
-    assert example is not None
+def _selection_of(group: Group, results: Path) -> dict[str, Any] | None:
+    """The file of the first seed that left one; see suite/selection.py."""
+    for record in group.done:
+        path = results / "selection" / f"{record.digest}.json"
+        if path.exists():
+            try:
+                found: dict[str, Any] = json.loads(path.read_bytes())
+            except ValueError:
+                raise UserError(
+                    f"{path}: no JSON; delete the file and make it again: seqbench select"
+                ) from None
+            return found
+    return None
+
+
+def _kinds(file: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The positions of data, noise and markers: what is asked for is the data."""
+    tokens, answers = file["tokens"], set(file["answers"])
+    noise = Counter(t for i, t in enumerate(tokens) if i not in answers).most_common(1)[0][0]
+    at = range(len(tokens))
+    return {
+        "data token": [i for i in at if i not in answers and tokens[i] != noise],
+        "noise": [i for i in at if i not in answers and tokens[i] == noise],
+        "marker": sorted(answers),
+    }
+
+
+_KIND_COLORS = {"noise": "#b6bec7", "data token": PALETTE[1], "marker": PALETTE[0]}
+
+
+def _delta_panel(axis: Axes, delta: Sequence[float], kinds: Mapping[str, Sequence[int]]) -> None:
+    for kind, color in _KIND_COLORS.items():
+        places = kinds[kind]
+        axis.vlines(places, 0, [delta[i] for i in places], color=color, linewidth=0.9)
+        axis.plot(
+            places,
+            [delta[i] for i in places],
+            marker="o",
+            markersize=3,
+            linestyle="none",
+            color=color,
+            label=kind,
+        )
+    axis.set_xlim(-1, len(delta))
+    axis.set_ylim(0, 1.12 * max(delta))
+    axis.tick_params(labelbottom=False)
+
+
+def _reads_panel(
+    axis: Axes,
+    reads: Sequence[Sequence[int]],
+    file: Mapping[str, Any],
+    kinds: Mapping[str, Sequence[int]],
+) -> None:
+    length = len(file["tokens"])
+    axis.imshow(
+        [[v / max(1, *row) for v in row] for row in reads],
+        aspect="auto",
+        cmap="Greys",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(-0.5, length - 0.5, len(reads) + 0.5, 0.5),
+    )
+    wanted = kinds["data token"][: len(reads)]
+    axis.plot(
+        wanted,
+        range(1, len(wanted) + 1),
+        marker="o",
+        markersize=6,
+        markerfacecolor="none",
+        markeredgecolor=PALETTE[1],
+        markeredgewidth=0.9,
+        linestyle="none",
+        label="the position to read",
+    )
+    axis.set_xlim(-1, length)
+    axis.grid(visible=False)
+
+
+def _overview_panel(axis: Axes, panel: Panel, most: int) -> None:
+    example, shown = panel.example, panel.shown
     scale = _scale_of(example.headline)
     references = _references(example)
-    names = [*row.groups, *(name for name, _ in references)]
-    means = [scale * g.score.mean for g in row.groups.values() if g.score is not None]
+    names = [*(e.label for e in shown), *(name for name, _ in references)]
+    means = [scale * e.group.score.mean for e in shown if e.group.score is not None]
     low, high = _limits(example, means, [value for _, value in references])
     axis.set_xlim(low, high)
-    for y, (model, group) in enumerate(row.groups.items()):
-        score, s = group.score, style[model]
+    for y, entry in enumerate(shown):
+        score, s = entry.group.score, entry.style
         if score is None:
-            statuses = "/".join(sorted({r.status for r in group.records}))
+            statuses = "/".join(sorted({r.status for r in entry.group.records}))
             _beside(axis, y, statuses, MUTED)
             continue
         axis.errorbar(
@@ -348,7 +686,7 @@ def _overview_panel(axis: Axes, row: Row, style: Mapping[str, Style], most: int)
         text = metric_text(score.mean, example.headline)
         text += "" if half is None else f" ± {metric_text(half, example.headline)}"
         _beside(axis, y, text, s.color)
-    for y, (_, value) in enumerate(references, len(row.groups)):
+    for y, (_, value) in enumerate(references, len(shown)):
         _beside(axis, y, f"{value:.1f}" if is_share(example.headline) else f"{value:.3f}", MUTED)
         if low <= value <= high:
             axis.plot([value, value], [-0.6, y], color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
@@ -364,11 +702,11 @@ def _overview_panel(axis: Axes, row: Row, style: Mapping[str, Style], most: int)
                 clip_on=False,
             )
     axis.set_yticks(range(len(names)), names)
-    for tick in axis.get_yticklabels()[len(row.groups) :]:
+    for tick in axis.get_yticklabels()[len(shown) :]:
         tick.set_color(MUTED)
     axis.set_ylim(most - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
-    axis.set_title(row.title, fontsize=10, fontweight="bold", loc="left", pad=6)
+    axis.set_title(panel.title, fontsize=10, fontweight="bold", loc="left", pad=6)
     axis.set_xlabel(metric_label(example.headline, example.higher_is_better), fontsize=9)
 
 
@@ -409,8 +747,12 @@ def _references(example: Record | None) -> list[tuple[str, float]]:
     return found + [(name, scale * value) for name, value in example.baselines.items()]
 
 
-def _reference_lines(axis: Axes, references: Sequence[tuple[str, float]]) -> None:
+def _reference_lines(
+    axis: Axes, references: Sequence[tuple[str, float]], *, left: bool = False
+) -> None:
     """Dashed lines, each named near the right end, side by side where lines lie close.
+
+    With `left` near the other end, where a falling line has not come down yet.
 
     To be called last: where the names go depends on the panel's limits.
     """
@@ -427,11 +769,11 @@ def _reference_lines(axis: Axes, references: Sequence[tuple[str, float]]) -> Non
         x = min([-3.0, *(left - 8 for at, left in placed if abs(at - y) < 10)])
         axis.annotate(
             name,
-            (1.0, value),
+            (0.0 if left else 1.0, value),
             xycoords=("axes fraction", "data"),
-            xytext=(x, 2),
+            xytext=(-x if left else x, 2),
             textcoords="offset points",
-            ha="right",
+            ha="left" if left else "right",
             fontsize=8,
             color=MUTED,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
@@ -456,28 +798,9 @@ def _line_with_bars(
         marker=s.marker,
         markersize=6,
         linestyle=s.dash,
-        capsize=3,
+        capsize=2.5,
+        elinewidth=1.1,
         label=label,
-    )
-
-
-def _own_setting(row: Row) -> str:
-    """What tells a row from the others of its panel: d_model=64."""
-    own = [p for p in row.setting.split(", ") if p not in row.task_setting.split(", ")]
-    return ", ".join(p.removeprefix("model.").removeprefix("train.") for p in own)
-
-
-def _name_point(axis: Axes, x: float, y: float, name: str) -> None:
-    low, high = (math.log(v) for v in axis.get_xlim())
-    right = math.log(x) - low > 0.8 * (high - low)  # there the name would leave the panel
-    axis.annotate(
-        name,
-        (x, y),
-        xytext=(-6 if right else 6, 5),
-        textcoords="offset points",
-        ha="right" if right else "left",
-        fontsize=7.5,
-        color=MUTED,
     )
 
 
@@ -489,11 +812,21 @@ def _errors(scores: Sequence[Estimate], scale: float) -> list[list[float]] | Non
     return [below, above]
 
 
-def _variant_keys(row: Row) -> list[str]:
+def _papers(panel: Panel, key: str) -> list[tuple[paper.Series, Style]]:
+    """The paper's series at other test lengths for the models shown, in the models' colours."""
+    found: dict[str, tuple[paper.Series, Style]] = {}
+    for entry in panel.shown if key == "length" else ():
+        for series in paper.series_for(entry.group.task, entry.group.model):
+            if series.axis == "test length" and series.metric == panel.example.headline:
+                found.setdefault(series.name, (series, entry.style))
+    return list(found.values())
+
+
+def _variant_keys(panel: Panel) -> list[str]:
     """The keys of labels such as length=512 that at least two variants name."""
     counts: dict[str, set[float]] = {}
-    for group in row.groups.values():
-        for label in dict.fromkeys(v for r in group.done for v in r.variants):
+    for entry in panel.entries:
+        for label in dict.fromkeys(v for r in entry.group.done for v in r.variants):
             key, value = _parsed(label)
             if value is not None:
                 counts.setdefault(key, set()).add(value)
@@ -508,6 +841,11 @@ def _variant_points(group: Group, key: str) -> Iterator[tuple[float, Estimate]]:
             yield value, score
 
 
+def _at(label: str, key: str) -> float | None:
+    name, value = _parsed(label)
+    return value if name == key else None
+
+
 def _parsed(label: str) -> tuple[str, float | None]:
     key, _, value = label.partition("=")
     try:
@@ -516,12 +854,59 @@ def _parsed(label: str) -> tuple[str, float | None]:
         return label, None
 
 
-def _panels(found: Sequence[Row]) -> list[list[Row]]:
-    """Rows whose task, scale and task setting are the same: their scores compare."""
-    panels: dict[tuple[str, str, str], list[Row]] = {}
+def _panels(
+    found: Sequence[Row], style: Mapping[str, Style], names: Mapping[str, str]
+) -> list[Panel]:
+    together: dict[tuple[str, str, str], list[Row]] = {}
     for row in found:
-        panels.setdefault((row.task, row.scale, row.task_setting), []).append(row)
-    return list(panels.values())
+        together.setdefault((row.task, row.scale, row.task_setting), []).append(row)
+    return [_panel(row_list, style, names) for row_list in together.values()]
+
+
+def _panel(found: Sequence[Row], style: Mapping[str, Style], names: Mapping[str, str]) -> Panel:
+    by_model: dict[str, list[Group]] = {}
+    for row in found:
+        for model, group in row.groups.items():
+            by_model.setdefault(model, []).append(group)
+    labelled: dict[str, Group] = {}
+    for model, groups in by_model.items():
+        for group, label in zip(groups, _labels(model, groups, names), strict=True):
+            labelled[label] = group
+    if len(labelled) > len(by_model):
+        style = styles(list(labelled))
+    return Panel(
+        rows=tuple(found),
+        entries=tuple(Entry(label=k, group=g, style=style[k]) for k, g in labelled.items()),
+    )
+
+
+def _labels(model: str, groups: Sequence[Group], names: Mapping[str, str]) -> list[str]:
+    """The model's name; under several settings the grid's own names, or what is unusual in each."""
+    if len(groups) == 1:
+        return [model]
+    given = [names.get(g.records[0].digest, "") for g in groups]
+    if all(given) and len(set(given)) == len(given):
+        return given
+    keys = dict.fromkeys(k for g in groups for k in g.keyed)
+    usual = {k: Counter(_at_key(g, k) for g in groups).most_common(1)[0] for k in keys}
+    for key, (_, count) in usual.items():
+        if count == 1:  # one setting that tells all apart: N, say
+            return [f"{model}, {_setting(key, g)}" for g in groups]
+    labels = []
+    for group in groups:
+        unusual = [
+            _setting(k, group) for k, (common, _) in usual.items() if _at_key(group, k) != common
+        ]
+        labels.append(", ".join([model, *unusual]))
+    return labels
+
+
+def _at_key(group: Group, key: str) -> str:
+    return group.keyed.get(key, "null")
+
+
+def _setting(key: str, group: Group) -> str:
+    return f"{key.split('.')[-1]}={_at_key(group, key).strip(chr(34))}"
 
 
 # -- how it is drawn --------------------------------------------------------------------------
@@ -533,7 +918,7 @@ class _Page:
     def __init__(
         self, figure: Figure, title: str, records: Sequence[Record], labels: Sequence[str]
     ) -> None:
-        self.figure, self.title = figure, title
+        self.figure, self.title, self.labels = figure, title, list(labels)
         # What a line of the legend holds, from the width of its longest entry.
         widest = max((0.55 + 0.075 * len(label) for label in labels), default=1.0)
         self.legend_columns = max(1, min(len(labels), int((WIDTH - 0.1) / widest)))
@@ -555,8 +940,13 @@ class _Page:
         left: float = 0.075,
         right: float = 0.985,
         ratios: Sequence[float] | None = None,
+        gap: float = 0.8,
+        above: float = 0.0,
     ) -> list[Axes]:
-        """Panels between title and footer, with room for their labels."""
+        """Panels between title and footer, with room for their labels.
+
+        `gap` are the inches between lines of panels, `above` more of them over the first line.
+        """
         height = self.figure.get_figheight()
         self.bottom = (0.55 + 0.17 * len(self.footer)) / height
         spec = self.figure.add_gridspec(
@@ -564,11 +954,11 @@ class _Page:
             columns,
             left=left,
             right=right,
-            top=1 - (0.62 + 0.2 * max(0, self.legend_lines - 0.5)) / height,
+            top=1 - (0.62 + above + 0.2 * max(0, self.legend_lines - 0.5)) / height,
             bottom=self.bottom,
             wspace=wspace,
-            # Inches between lines of panels, as matplotlib wants it: in panel heights.
-            hspace=0.8 * lines / max(0.1, height - 1.2 - 0.8 * (lines - 1)),
+            # As matplotlib wants it: in panel heights.
+            hspace=gap * lines / max(0.1, height - 1.2 - gap * (lines - 1)),
             height_ratios=ratios,
         )
         return [
@@ -577,10 +967,12 @@ class _Page:
             for column in range(columns)
         ]
 
-    def legend(self, axis: Axes) -> None:
-        """One legend for all panels, under the title."""
-        handles, labels = axis.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
+    def legend(self, *axes: Axes) -> None:
+        """One legend for all panels, under the title, with what these ones hold."""
+        found = [axis.get_legend_handles_labels() for axis in axes]
+        handles = [handle for handles, _ in found for handle in handles]
+        labels = [label for _, labels in found for label in labels]
+        unique = dict(sorted(zip(labels, handles, strict=True), key=lambda p: self.rank(p[0])))
         self.figure.legend(
             unique.values(),
             unique.keys(),
@@ -593,11 +985,21 @@ class _Page:
             handletextpad=0.5,
         )
 
+    def rank(self, label: str) -> int:
+        """Entries stand in the order of the labels that the page was made with."""
+        return self.labels.index(label) if label in self.labels else len(self.labels)
+
     def finish(self) -> None:
         """Title and footer; the scale stands in both."""
         height = self.figure.get_figheight()
         self.figure.text(
-            0.008, 1 - 0.1 / height, self.title, va="top", fontsize=12, fontweight="bold", color=INK
+            0.008,
+            1 - 0.1 / height,
+            self.title,
+            va="top",
+            fontsize=12 * min(1.0, 70 / len(self.title)),  # leaves the scale its room
+            fontweight="bold",
+            color=INK,
         )
         scale = ", ".join(
             f"{s} scale" + ("" if s == "paper" else " (not the paper's)") for s in self.scales
@@ -673,7 +1075,7 @@ def _saved(figure: Figure, kind: str, metadata: Mapping[str, Any]) -> bytes:
 
 def _ticks(axis: Axes, values: Sequence[float]) -> None:
     """A tick at every value, thinned to what a panel's width holds, 1024 as 1K from there on."""
-    step = math.ceil(len(values) / 14)
+    step = math.ceil(len(values) / 18)
     shown = list(values)[::step]
     axis.set_xticks(shown, [_binary(v) for v in shown])
     axis.set_xticks([], minor=True)
@@ -695,6 +1097,8 @@ def _log_ticks(axis: Axes, values: Sequence[float]) -> None:
         ]
         if len(found) >= 3:
             break
+    room = axis.get_window_extent().width / axis.figure.dpi / 0.42  # labels side by side
+    found = found[:: math.ceil(len(found) / room)]
     axis.set_xticks(found, [compact(v) for v in found])
     axis.set_xticks([], minor=True)
 

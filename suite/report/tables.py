@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 DIGESTS_SHOWN = 20
+STATE_BYTES = 4  # of a number in a state: float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ def cost(
     settings = any(row.setting for row in found)
     numeric = (
         "parameters",
-        "state numbers",
+        "state bytes",
         "FLOPs/token",
         "tokens seen",
         "tokens/s",
@@ -233,9 +234,9 @@ def cost(
         rows=tuple(lines),
         notes=(
             *scale_notes(records),
-            "Means over the seeds that are done. State numbers: carried per sequence when "
-            "decoding, after one training length. FLOPs: forward. Tokens/s and train s: training, "
-            "evaluation left out. Timings of different devices or loads do not compare.",
+            "Means over the seeds that are done. State bytes: carried per sequence when decoding, "
+            "after one training length, in float32. FLOPs: forward. Tokens/s and train s: "
+            "training, evaluation left out. Timings of different devices or loads do not compare.",
             provenance(done),
         ),
         digests=_digests(done),
@@ -597,9 +598,10 @@ def _tidy_estimate(score: Estimate | None) -> dict[str, Any]:
 def _measured(group: Group) -> dict[str, float | None]:
     tokens = [r.curve[-1].tokens for r in group.done if r.curve]
     solved = [r.solved_at for r in group.done if r.solved_at is not None]
+    state = group.cost("state_numbers")
     return {
         "parameters": group.cost("parameters"),
-        "state numbers": group.cost("state_numbers"),
+        "state bytes": None if state is None else STATE_BYTES * state,
         "FLOPs/token": group.cost("flops_per_token"),
         "tokens seen": sum(tokens) / len(tokens) if tokens else None,
         "tokens/s": group.cost("tokens_per_second"),
@@ -633,7 +635,7 @@ def _seconds_text(value: float | None) -> str:
 
 _COST_TEXT = {
     "parameters": _count_text,
-    "state numbers": _count_text,
+    "state bytes": _bytes_text,
     "FLOPs/token": _count_text,
     "tokens seen": _count_text,
     "tokens/s": _count_text,

@@ -43,6 +43,31 @@ def test_hyena_is_the_sum_over_its_filter() -> None:
     assert h_DL[:, 0].abs().min() > 20 * h_DL[:, -1].abs().min(), "the fast channels decay"
 
 
+@torch.no_grad()
+def test_a_state_of_attention_can_be_continued_twice() -> None:
+    """Keys are written into spare room while decoding: never where another state looks."""
+    layer = make("attention", num_heads=2)
+    _, state = layer(noise(2, 5, 8), layer.initial_state(2, torch.device("cpu"), torch.float64))
+    kept = [t.clone() for t in state]
+    one, other = noise(3, 2, 8)[:2]
+    branches = [layer.step(x, state)[1] for x in (one, other)]
+    for x, branch in zip((one, other), branches):
+        expected_state = layer.step(x, tuple(kept))[1]
+        for _ in range(3):
+            y, branch = layer.step(x, branch)
+            expected, expected_state = layer.step(x, tuple(t.clone() for t in expected_state))
+            torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    assert all(torch.equal(t, k) for t, k in zip(state, kept))
+    some = tuple(t[:1] for t in branches[0])
+    torch.testing.assert_close(
+        layer.step(one[:1], some)[0], layer.step(one, branches[0])[0][:1], rtol=0, atol=1e-12
+    )
+    # Token after token in one place, not copied each time.
+    _, first = layer.step(one, branches[0])
+    _, second = layer.step(one, first)
+    assert second[0].data_ptr() == first[0].data_ptr()
+
+
 def test_attention_is_the_softmax_sum() -> None:
     layer = make("attention", num_heads=2, position="none", window=6)
     x = noise(1, 15, 8)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from seqbench.suite import cli
+from seqbench.suite.new import TEMPLATES
 
 TINY = [
     "--set", "train.steps=4", "--set", "train.eval_every=2", "--set", "train.batch_size=4",
@@ -39,38 +40,165 @@ def run_tiny(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+SYNTHETIC = ["run", "--tasks", "selective-copying", "--models", "mamba"]
+LANGUAGE = ["run", "--tasks", "language", "--models", "mamba"]
+DNA = ["run", "--tasks", "dna", "--models", "mamba"]
+PIANO = ["run", "--tasks", "piano", "--models", "mamba"]
+
+# What is typed, and what the one line has to say.
 MISTAKES: list[tuple[list[str], list[str]]] = [
+    # Names
     (["run", "quikstart"], ["quikstart", "quickstart"]),
     (["run", "missing.py"], ["missing.py", "no such file"]),
-    (["run"], ["grid", "--tasks"]),
-    (["run", "--tasks", "dna"], ["--models"]),
     (["run", "--tasks", "dnaa", "--models", "mamba"], ["dnaa", "dna"]),
+    (["run", "--tasks", "missing.py", "--models", "mamba"], ["missing.py", "no such file"]),
     (["run", "--tasks", "dna", "--models", "mambo"], ["mambo", "mamba"]),
     (["run", "--tasks", "dna", "--models", "mamba+s44"], ["s44", "s4"]),
+    (["run", "--tasks", "dna", "--models", "mamba+missing.py"], ["missing.py", "no such file"]),
+    (["run", "--tasks", "dna", "--models", "manba+s4"], ["manba", "mamba"]),
     (["run", "--tasks", "dna", "--models", "mamba", "--scale", "papper"], ["papper", "paper"]),
-    (["run", "smoke", "--set", "train.stepps=5"], ["stepps", "steps"]),
-    (["run", "smoke", "--set", "train.steps=many"], ["train.steps", "many"]),
-    (["run", "smoke", "--set", "train.steps=1.5"], ["train.steps", "1.5"]),
-    (["run", "smoke", "--set", "train.steps=0"], ["train.steps", "0"]),
-    (["run", "smoke", "--set", "train.lr=-1"], ["train.lr", "-1"]),
-    (["run", "smoke", "--set", "train.schedule=linear"], ["train.schedule", "linear", "cosine"]),
-    (["run", "smoke", "--set", "training.steps=5"], ["training", "train"]),
-    (["run", "smoke", "--set", "steps=5"], ["steps=5", "SECTION.KEY=VALUE"]),
-    (["run", "smoke", "--set", "model.d_modle=5"], ["d_modle", "d_model"]),
-    (["run", "smoke", "--seeds", "one"], ["--seeds", "one"]),
-    (["run", "smoke", "--workers", "0"], ["--workers", "0"]),
-    (["run", "smoke", "--launcher", "pigeon"], ["pigeon", "local"]),
-    (["run", "smoke", "--wrkers", "2"], ["--wrkers"]),
-    (["report"], ["results", "run"]),
     (["report", "quikstart", "--published"], ["quikstart", "quickstart"]),
     (["list", "modles"], ["modles", "models"]),
     (["data", "fetch", "txt8"], ["txt8", "text8"]),
-    (["run", "--tasks", "language", "--models", "mamba", "--set", "task.path=none.txt"], ["none.txt"]),
-    (["run", "--tasks", "language", "--models", "mamba", "--set", "task.path=short.txt"], ["short.txt"]),
-    (["run", "--tasks", "dna", "--models", "mamba", "--set", "task.fasta=none.fa"], ["none.fa"]),
-    (["run", "--tasks", "dna", "--models", "mamba", "--set", "task.fasta=empty.fa"], ["empty.fa"]),
-    (["run", "--tasks", "piano", "--models", "mamba", "--set", "task.path=audio"], ["audio"]),
+    (["data", "verify", "txt8"], ["txt8", "text8"]),
+    (["rum"], ["rum"]),
+    (["check-plugin", "induction-head"], ["induction-head", "induction-heads"]),
+    (["check-plugin", "missing.py"], ["missing.py", "no such file"]),
+    (["check-plugin", "dna", "--kind", "taks"], ["taks", "task"]),
+    # Options of the command line
+    (["run"], ["grid", "--tasks"]),
+    (["run", "--tasks", "dna"], ["--models"]),
+    (["run", "smoke", "--tasks", "dna", "--models", "mamba"], ["not both"]),
+    (["run", "--tasks", "", "--models", "mamba"], ["--tasks", "names"]),
+    (["run", "--tasks", "dna", "--models", ","], ["--models", "names"]),
+    (["run", "smoke", "--seeds", "one"], ["--seeds", "one", "0,1,2"]),
+    (["run", "smoke", "--seeds", "-1"], ["--seeds", "-1", "from 0 on"]),
+    (["run", "smoke", "--seeds", ""], ["--seeds", "0,1,2"]),
+    (["run", "smoke", "--seeds", "1.5"], ["--seeds", "1.5"]),
+    (["run", "smoke", "--workers", "0"], ["--workers", "0"]),
+    (["run", "smoke", "--workers", "many"], ["--workers", "many"]),
+    (["run", "smoke", "--threads", "-2"], ["--threads", "-2"]),
+    (["run", "smoke", "--launcher", "pigeon"], ["pigeon", "local"]),
+    (["run", "smoke", "--device", "tpu"], ["tpu", "cpu", "cuda"]),
+    (["run", "smoke", "--retry", "done"], ["done", "failed"]),
+    (["run", "smoke", "--wrkers", "2"], ["--wrkers"]),
+    (["run", "smoke", "--results", "short.txt"], ["short.txt", "--results"]),
+    (["run", "smoke", "--results", "/dev/null/results"], ["/dev/null/results", "--results"]),
+    (["report"], ["results", "run"]),
+    # --set
+    (["run", "smoke", "--set", "train.stepps=5"], ["stepps", "steps"]),
+    (["run", "smoke", "--set", "train.steps=many"], ["train.steps", "many"]),
+    (["run", "smoke", "--set", "train.steps=1.5"], ["train.steps", "1.5"]),
+    (["run", "smoke", "--set", "train.steps=true"], ["train.steps", "true"]),
+    (["run", "smoke", "--set", "train.steps=0"], ["train.steps", "0"]),
+    (["run", "smoke", "--set", "train.lr=-1"], ["train.lr", "-1"]),
+    (["run", "smoke", "--set", "train.lr=NaN"], ["train.lr", "nan", "finite"]),
+    (["run", "smoke", "--set", "train.lr=Infinity"], ["train.lr", "inf", "finite"]),
+    (["run", "smoke", "--set", "train.clip=-0.5"], ["train.clip", "-0.5"]),
+    (["run", "smoke", "--set", "train.beta2=1.0"], ["train.beta2", "1"]),
+    (["run", "smoke", "--set", "train.patience=0"], ["train.patience", "0"]),
+    (["run", "smoke", "--set", "train.schedule=linear"], ["train.schedule", "linear", "cosine"]),
+    (["run", "smoke", "--set", "training.steps=5"], ["training", "train"]),
+    (["run", "smoke", "--set", "steps=5"], ["steps=5", "SECTION.KEY=VALUE"]),
+    (["run", "smoke", "--set", "train.steps"], ["train.steps", "SECTION.KEY=VALUE"]),
+    (["run", "smoke", "--set", f"train.steps={'9' * 5000}"], ["train.steps", "digits"]),
+    (["run", "smoke", "--set", "model.d_modle=5"], ["d_modle", "d_model"]),
+    ([*SYNTHETIC, "--set", "model.d_model=-8"], ["d_model", "-8"]),
+    ([*SYNTHETIC, "--set", "model.d_model=wide"], ["d_model", "wide"]),
+    ([*SYNTHETIC, "--set", "model.num_layers=0"], ["num_layers", "0"]),
+    ([*SYNTHETIC, "--set", "model.dropout=1.5"], ["dropout", "1.5"]),
+    (["run", "--tasks", "dna", "--models", "transformer", "--set", "model.num_heads=7"], ["num_heads", "7"]),
+    (["run", "--tasks", "dna", "--models", "transformer", "--set", "model.mlp=relu"], ["mlp", "relu", "gelu"]),
+    # Tasks and their data
+    ([*SYNTHETIC, "--set", "task.length=3"], ["task.length", "3"]),
+    ([*SYNTHETIC, "--set", "task.vocab_size=2"], ["task.vocab_size", "2", "3"]),
+    ([*SYNTHETIC, "--set", "task.mix=-0.1"], ["task.mix", "-0.1"]),
+    ([*SYNTHETIC, "--set", "task.stages=[[8]]"], ["task.stages"]),
+    ([*LANGUAGE, "--set", "task.path=none.txt"], ["none.txt"]),
+    ([*LANGUAGE, "--set", "task.path=short.txt"], ["short.txt"]),
+    ([*LANGUAGE, "--set", "task.path=audio", "--set", "task.length=100000"], ["audio"]),
+    ([*LANGUAGE, "--set", "task.dataset=sotus"], ["task.dataset", "sotus", "sotu"]),
+    ([*DNA, "--set", "task.fasta=none.fa"], ["none.fa"]),
+    ([*DNA, "--set", "task.fasta=empty.fa"], ["empty.fa"]),
+    ([*DNA, "--set", "task.fasta=short.txt"], ["short.txt"]),
+    ([*DNA, "--set", "task.bed=short.txt"], ["short.txt"]),
+    ([*PIANO, "--set", "task.path=audio"], ["audio"]),
+    ([*PIANO, "--set", "task.path=none"], ["none"]),
+    # Grid files
+    (["run", "none.yaml"], ["none.yaml", "no such file"]),
+    (["run", "torn.yaml"], ["torn.yaml", "line 2"]),
+    (["run", "empty.yaml"], ["empty.yaml"]),
+    (["run", "key.yaml"], ["key.yaml", "modles", "models"]),
+    (["run", "twice.yaml"], ["twice.yaml", "seeds", "twice"]),
+    (["run", "seed.yaml"], ["seed.yaml", "seeds.0", "-1"]),
+    (["run", "set.yaml"], ["set.yaml", "steps", "SECTION.KEY"]),
+    (["run", "size.yaml"], ["mambaa", "mamba"]),
+    (["run", "value.yaml"], ["train.steps", "few"]),
+    (["run", "audio.yaml"], ["audio.yaml"]),
+    (["run", "grid_empty.py"], ["grid_empty.py", "requests"]),
+    (["run", "grid_seeds.py"], ["grid_seeds.py", "SEEDS"]),
+    (["run", "grid_fails.py"], ["grid_fails.py", "ZeroDivisionError"]),
+    # Plugins
+    (["run", "--tasks", "raises.py", "--models", "mamba"], ["raises.py", "loads", "boom"]),
+    (["run", "--tasks", "imports.py", "--models", "mamba"], ["imports.py", "not_installed", "install"]),
+    (["run", "--tasks", "exits.py", "--models", "mamba"], ["exits.py", "loads", "SystemExit"]),
+    (["run", "--tasks", "nothing.py", "--models", "mamba"], ["nothing.py", "one-class", "none"]),
+    (["run", "--tasks", "abstract.py", "--models", "mamba"], ["abstract.py", "one-class", "chance"]),
+    (["run", "--tasks", "shape.py", "--models", "mamba"], ["shape.py", "shapes", "(4, 32)"]),
+    (["run", "--tasks", "dtype.py", "--models", "mamba"], ["dtype.py", "dtypes", "int32"]),
+    (["run", "--tasks", "range.py", "--models", "mamba"], ["range.py", "vocabulary", "16"]),
+    (["run", "--tasks", "mask.py", "--models", "mamba"], ["mask.py", "mask"]),
+    (["run", "--tasks", "prepare.py", "--models", "mamba"], ["prepare.py", "prepare", "boom"]),
+    ([*SYNTHETIC[:-1], "mamba+raises.py"], ["raises.py", "loads", "boom"]),
+    ([*SYNTHETIC[:-1], "mamba+imports.py"], ["imports.py", "not_installed"]),
+    ([*SYNTHETIC[:-1], "mamba+nothing.py"], ["nothing.py", "one-class"]),
+    ([*SYNTHETIC[:-1], "none+narrow.py"], ["narrow.py", "shapes", "Narrow maps"]),
+    ([*SYNTHETIC[:-1], "none+fails.py"], ["fails.py", "boom"]),
+    ([*SYNTHETIC[:-1], "narrow.py"], ["narrow.py", "one-class", "mamba+narrow.py"]),
+    (["check-plugin", "nothing.py"], ["nothing.py", "one-class"]),
+    (["new", "task", "My_Task"], ["My_Task", "my-task"]),
+    (["new", "task", "dna"], ["dna", "take another"]),
+    (["new", "model", "s4"], ["s4", "take another"]),
+    (["new", "task", "raises"], ["raises.py", "is there already"]),
+    (["new", "model", "fine", "--into", "short.txt"], ["short.txt", "--into"]),
 ]  # fmt: skip
+
+GOOD_TASK = (TEMPLATES / "task.py").read_text()
+GOOD_LAYER = (TEMPLATES / "layer.py").read_text()
+GROUP = "cells:\n  - tasks: [dna]\n    models: [mamba]\n"
+FILES = {
+    "short.txt": "too short",
+    "empty.fa": "",
+    "audio/notes.txt": "no sound",
+    "audio.yaml/notes.txt": "a folder",
+    "torn.yaml": "seeds: [0]\ncells: [{tasks: [dna]",
+    "empty.yaml": "",
+    "key.yaml": GROUP.replace("models", "modles"),
+    "twice.yaml": f"seeds: [0]\nseeds: [1]\n{GROUP}",
+    "seed.yaml": f"seeds: [-1]\n{GROUP}",
+    "set.yaml": f"{GROUP}    set: {{steps: 5}}\n",
+    "size.yaml": f"{GROUP}    same_size_as: mambaa\n",
+    "value.yaml": f"{GROUP}    set: {{train.steps: few}}\n",
+    "grid_empty.py": "SEEDS = (0,)\n",
+    "grid_seeds.py": "SEEDS = (0, -1)\ndef requests(scale): return []\n",
+    "grid_fails.py": "SEEDS = (0,)\ndef requests(scale): return 1 / 0\n",
+    "raises.py": "raise RuntimeError('boom')\n",
+    "imports.py": "import not_installed_anywhere\n",
+    "exits.py": "import sys\nsys.exit('gone')\n",
+    "nothing.py": "x = 1\n",
+    "abstract.py": GOOD_TASK.replace("def chance", "def chances"),
+    "shape.py": GOOD_TASK.replace("Batch(torch.from_numpy(inputs)", "Batch(torch.from_numpy(inputs[:, :32])"),
+    "dtype.py": GOOD_TASK.replace("torch.from_numpy(inputs)", "torch.from_numpy(inputs).int()"),
+    "range.py": GOOD_TASK.replace("inputs[:, : -c.delay]", "inputs[:, : -c.delay] + 1"),
+    "mask.py": GOOD_TASK.replace("targets[:, c.delay :] = ", "_ = "),
+    "prepare.py": GOOD_TASK.replace("c = self.config\n        if not 1", "raise KeyError('boom')\n        if not 1"),
+    "narrow.py": GOOD_LAYER.replace("self.weight * h_BLD", "h_BLD[..., :4]").replace("NewLayer", "Narrow"),
+    "fails.py": GOOD_LAYER.replace("h_BLD = ", "raise OSError('boom')\n        h_BLD = "),
+}  # fmt: skip
+
+
+def test_sixty_mistakes_and_more_are_tried() -> None:
+    assert len(MISTAKES) >= 60
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda v: " ".join(v)[:60])
@@ -81,10 +209,9 @@ def test_a_mistake_is_one_line_that_names_the_value_and_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "short.txt").write_text("too short")
-    (tmp_path / "empty.fa").write_text("")
-    (tmp_path / "audio").mkdir()
-    (tmp_path / "audio" / "notes.txt").write_text("no sound")
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["seqbench", *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -94,7 +221,10 @@ def test_a_mistake_is_one_line_that_names_the_value_and_the_remedy(
     assert shown.count("\n") == 1, shown
     for word in words:
         assert word in shown
-    assert not (tmp_path / "results" / "records").exists()
+    for name, text in FILES.items():
+        assert (tmp_path / name).read_text() == text
+    left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == set(FILES)
 
 
 def test_a_second_run_skips_and_a_deleted_record_alone_runs_again(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from seqbench.suite.configuration import resolve
+from seqbench.suite.execution import Execution
 from seqbench.suite.experiment import Cell, Request
 from seqbench.suite.launchers import local
 from seqbench.suite.records import load_all
@@ -47,7 +48,7 @@ def test_a_killed_worker_costs_its_cell_alone(tmp_path: Path) -> None:
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
-    records = local.run([doomed, fine], tmp_path, workers=1, threads=1, on_event=kill_once)
+    records = local.run([doomed, fine], tmp_path, Execution(), on_event=kill_once)
     assert [r.status for r in records] == ["failed", "done"]
     assert records[0].error is not None and "SIGKILL" in records[0].error
     assert len(load_all(tmp_path)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 
 from seqbench.models.build import build_model
 from seqbench.suite import checkpoint, training
-from seqbench.suite.configuration import resolve
+from seqbench.suite.configuration import prepared_task, resolve
 from seqbench.suite.experiment import Cell, Request, UserError
-from seqbench.suite.records import Record
+from seqbench.suite.records import Record, StorageError
 from seqbench.suite.training import run_cell
 
 SETTINGS: dict[str, Any] = {
@@ -63,6 +64,143 @@ def test_a_run_cut_into_pieces_gives_the_record_of_the_whole(model: str, tmp_pat
     assert run_cell(one, pieces, device="cpu", stop_after=11) is None
     torch.manual_seed(99)  # what the process did in between does not matter
     assert timeless(run(one, pieces)) == timeless(whole)
+
+
+class Pause:
+    """Says so once, at the look of that number."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.looks = at, 0
+
+    def __call__(self) -> bool:
+        self.looks += 1
+        return self.looks == self.at
+
+
+def test_a_run_paused_anywhere_gives_the_record_of_the_whole(tmp_path: Path) -> None:
+    """In a step, in a validation, and in the test of a variant."""
+    one = cell("s4")
+    whole = run(one, tmp_path / "whole")
+    for pauses in range(50):
+        # At most four looks pass in the test of a variant, which is done as a whole.
+        record = run_cell(one, tmp_path, device="cpu", pause=Pause(at=5 + pauses % 3))
+        if record is not None:
+            break
+    assert record is not None and pauses >= 5
+    assert timeless(record) == timeless(whole)
+
+
+def test_a_pause_in_a_validation_leaves_it_to_the_next_sitting(tmp_path: Path) -> None:
+    one = cell("s4")
+    steps = one.train.eval_every
+    # A look after every step, and one before each forward pass of a validation.
+    assert run_cell(one, tmp_path, device="cpu", pause=Pause(at=steps + 1)) is None
+    _, state = checkpoint.read(tmp_path / "checkpoints" / f"{one.digest}.safetensors")
+    assert state["step"] == steps and state["curve"] == []
+    assert timeless(run(one, tmp_path)) == timeless(run(one, tmp_path / "whole"))
+
+
+def test_a_tested_variant_is_not_tested_again(tmp_path: Path) -> None:
+    one = cell("s4")
+    looks = Pause(at=0)
+    run(one, tmp_path / "counted", pause=looks)
+    assert run_cell(one, tmp_path, device="cpu", pause=Pause(at=looks.looks)) is None
+    _, state = checkpoint.read(tmp_path / "checkpoints" / f"{one.digest}.safetensors")
+    assert state["trained"] and list(state["tested"]) == [""]
+    assert timeless(run(one, tmp_path)) == timeless(run(one, tmp_path / "whole"))
+
+
+def test_pieces_of_several_epochs_of_a_finite_task_give_the_curve_of_the_whole(
+    tmp_path: Path,
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(range(32, 127)) * 40)
+    settings = {k: v for k, v in SETTINGS.items() if k.startswith(("train", "model"))}
+    settings |= {"task.path": str(text), "task.length": 128, "train.steps": 40}
+    one = resolve(Request(task="language", model="mamba", settings=settings), seed=0)
+    batches = prepared_task(one.task, one.task_config).num_batches("train", one.train.batch_size)
+    assert batches is not None and one.train.steps >= 3 * batches
+    whole = run(one, tmp_path / "whole")
+    for steps in (7, 13, 2):
+        assert run_cell(one, tmp_path, device="cpu", stop_after=steps) is None
+    assert timeless(run(one, tmp_path)) == timeless(whole)
+
+
+def test_checkpoints_at_any_step_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell("s4")
+    whole = run(one, tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    written: list[int] = []
+    plain = checkpoint.write
+
+    def write(path: Path, tensors: Any, state: Any) -> None:
+        written.append(state.get("step", -1))
+        plain(path, tensors, state)
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    assert timeless(run(one, tmp_path)) == timeless(whole)
+    assert set(range(1, one.train.steps)) <= set(written)
+
+
+def test_checkpoints_take_a_bounded_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk gets fewer checkpoints: after one that took a minute, none for many minutes."""
+    now = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    written: list[float] = []
+
+    def write(path: Path, tensors: Any, state: Any) -> None:
+        if "step" in state and not state["trained"]:
+            written.append(now[0])
+        now[0] += 60.0
+
+    def step() -> bool:
+        now[0] += 30.0
+        return False
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    run(cell("s4", train__steps=120, train__eval_every=120), tmp_path, pause=step)
+    assert len(written) == 2 and written[1] - written[0] > 60 / training.CHECKPOINT_SHARE
+
+
+def test_batches_made_ahead_change_nothing(tmp_path: Path) -> None:
+    """Nor do the stages that end while batches of them are waiting."""
+    one = cell("s4", train__curriculum_pass=0.0)
+    record = run(one, tmp_path / "ahead", prefetch=1)
+    assert {point.stage for point in record.curve} == {0, 1, None}
+    assert timeless(record) == timeless(run(one, tmp_path, prefetch=0))
+
+
+def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    one = cell("s4")
+    assert run_cell(one, tmp_path, device="cpu", stop_after=3) is None
+    (file,) = (tmp_path / "checkpoints").iterdir()
+    before = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # the write itself fails
+    try:
+        with pytest.raises(StorageError, match="cannot be written") as caught:
+            run_cell(one, tmp_path, device="cpu", stop_after=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value) and "--results" in str(caught.value)
+    assert [f.read_bytes() for f in (tmp_path / "checkpoints").iterdir()] == [before]
+
+
+def test_running_out_of_memory_is_said_in_words(tmp_path: Path) -> None:
+    def greedy(*args: Any, **kwargs: Any) -> None:
+        torch.empty(2**60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_model", greedy)
+        record = run_cell(cell(), tmp_path, device="cpu")
+    assert record is not None and record.error is not None
+    assert record.status == "failed" and record.error.startswith("out of memory")
+    assert any("greedy" in line for line in record.log)
 
 
 def test_a_finished_checkpoint_does_not_stand_in_for_a_deleted_record(tmp_path: Path) -> None:

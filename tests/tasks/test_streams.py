@@ -1,18 +1,21 @@
 """Splits that cannot meet, windows that stay inside their regions."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from seqbench.tasks.streams import (
     SHARES,
+    TrainSets,
     Windows,
     belongs,
     fixed_rows,
     fresh_rows,
     generator,
     stage_of,
+    subsets,
 )
 
 
@@ -65,6 +68,28 @@ def test_mix_replays_earlier_stages_of_train_alone() -> None:
     assert {stage_of(3, 5, 0.0, "train", i) for i in range(50)} == {3}
     assert {stage_of(3, 5, 0.9, "test", i) for i in range(50)} == {3}
     assert {stage_of(0, 5, 0.9, "train", i) for i in range(50)} == {0}
+
+
+def testsubsets_are_uniform() -> None:
+    drawn = subsets(np.random.default_rng(0), 20_000, 5, 3)
+    counts = Counter(map(tuple, drawn.tolist()))
+    assert len(counts) == 10  # every subset of 3 of 5 places, sorted and without repeats
+    assert all(a < b < c for a, b, c in counts)
+    assert max(counts.values()) < 1.15 * min(counts.values())
+
+
+def test_a_finite_train_set_gives_every_row_once_an_epoch() -> None:
+    sets = TrainSets()
+    rows = [sets.rows(i, 6, 10, _draw, ("set",), seed=1) for i in range(5)]  # three epochs
+    epochs = np.concatenate(rows).reshape(3, 10, -1)
+    assert belongs(epochs[0], "train").all() and epochs.dtype == np.int64
+    as_sets = [sorted(map(tuple, epoch.tolist())) for epoch in epochs]
+    assert as_sets[0] == as_sets[1] == as_sets[2]
+    assert not (epochs[0] == epochs[1]).all() and not (epochs[1] == epochs[2]).all()
+    assert (TrainSets().rows(4, 6, 10, _draw, ("set",), seed=1) == rows[4]).all()
+    other = np.concatenate([sets.rows(i, 5, 10, _draw, ("set",), seed=2) for i in range(2)])
+    assert sorted(map(tuple, other.tolist())) == as_sets[0]  # a seed moves the order alone
+    assert not (other == epochs[0]).all()
 
 
 REGIONS = [(0, 100), (100, 105), (120, 161), (200, 211)]

@@ -50,6 +50,10 @@ extern "C" struct ScanArgs {
   float *dA, *dconstant_B, *dconstant_C, *dD, *dbias, *dinitial;
 };
 
+// Vectors at a time in what is done to whole chunks. The last ones of a short chunk hold old numbers.
+constexpr int STRIDE = 4;
+static_assert(CHUNK * BLOCK % (STRIDE * W) == 0);
+
 struct Span {  // steps of a chunk between resets
   int64_t start, end;
   bool reset;
@@ -87,6 +91,7 @@ void pack(const ScanArgs& a, const float* in, float scale, float* out) {
 
 struct Workspace {
   float *A, *B, *C;             // packed, A in units of log2
+  float* steepest;              // (blocks): the largest |A|, in the same units
   float *carry, *dA, *dB, *dC;  // (batch, blocks, state, 16)
   float *dD, *dbias;            // (batch, blocks, 16)
   float* partials;              // (batch, groups, segment, CHUNK, 2 state)
@@ -96,6 +101,7 @@ struct Workspace {
     A = take(a, parameters);
     B = take(a, a.constant_B ? parameters : 0);
     C = take(a, a.constant_C ? parameters : 0);
+    steepest = take(a, s.blocks);
     carry = take(a, sums * parameters);
     dA = take(a, sums * parameters);
     dB = take(a, a.constant_B ? sums * parameters : 0);
@@ -112,8 +118,14 @@ struct Workspace {
     size += (floats + BLOCK - 1) / BLOCK * BLOCK;
     return p;
   }
-  void pack_parameters(const ScanArgs& a) {
+  void pack_parameters(const ScanArgs& a, int64_t blocks) {
     pack(a, a.A, LOG2E, A);
+    for (int64_t block = 0; block < blocks; block++) {
+      vf largest = splat(0.0f);
+      for (int64_t i = 0; i < a.state * BLOCK; i += W)
+        largest = max(abs(load(A + block * a.state * BLOCK + i)), largest);
+      steepest[block] = largest_lane(largest);
+    }
     if (a.constant_B) pack(a, a.constant_B, 1.0f, B);
     if (a.constant_C) pack(a, a.constant_C, 1.0f, C);
   }
@@ -205,18 +217,18 @@ INLINE void prefetch(const ScanArgs& a, const Rows& x, int64_t b, Place at) {
 // ---- Forward
 
 // h and y of a span for K states and one vector of channels; the rows are 16 floats apart.
-template <int K, bool SB, bool SC>
+template <int K, bool SB, bool SC, bool WITHIN>
 static void recur(const Span& span, const float* delta, const float* x, float* y, const float* A,
                   Projection B, Projection C, float* state) {
-  vf h[K], a[K];
+  vf h[K];
   for (int k = 0; k < K; k++) h[k] = span.reset ? splat(0.0f) : load(state + k * BLOCK);
-  for (int k = 0; k < K; k++) a[k] = load(A + k * BLOCK);
   for (int64_t t = span.start; t < span.end; t++) {
     const vf dt = load(delta + t * BLOCK), xt = load(x + t * BLOCK);
-    vf sum = load(y + t * BLOCK);
-#pragma GCC unroll 16
+    vf sum = load(y + t * BLOCK), decay[K];
+    for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
+    exp2s<K, WITHIN>(decay);
     for (int k = 0; k < K; k++) {
-      h[k] = exp2(dt * a[k]) * h[k] + projection<SB>(B, t, k) * xt;
+      h[k] = decay[k] * h[k] + projection<SB>(B, t, k) * xt;
       sum += projection<SC>(C, t, k) * h[k];
     }
     store(y + t * BLOCK, sum);
@@ -227,7 +239,7 @@ static void recur(const Span& span, const float* delta, const float* x, float* y
 template <bool SB, bool SC>
 static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                          int64_t part) {
-  alignas(64) float delta[CHUNK * BLOCK], u[CHUNK * BLOCK], y[CHUNK * BLOCK];
+  alignas(64) float delta[CHUNK * BLOCK] = {}, u[CHUNK * BLOCK] = {}, y[CHUNK * BLOCK] = {};
   alignas(64) float state[MAX_STATE * BLOCK];
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
   Span spans[CHUNK];
@@ -251,14 +263,21 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
 
       read_rows(a.delta, b, t, steps, d, valid, delta, BLOCK);
       read_rows(a.u, b, t, steps, d, valid, u, BLOCK);
-      for (int64_t i = 0; i < steps * BLOCK; i += W) {
-        vf dt = load(delta + i) + load(bias + i % BLOCK);
-        if (a.softplus) dt = softplus(dt);
-        const vf ut = load(u + i);
-        store(delta + i, dt);
-        store(u + i, ut * dt);
-        store(y + i, ut * load(D + i % BLOCK));
+      vf longest = splat(0.0f);
+      for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
+        vf dt[STRIDE];
+        for (int j = 0; j < STRIDE; j++)
+          dt[j] = load(delta + i + j * W) + load(bias + (i + j * W) % BLOCK);
+        if (a.softplus) softpluses<STRIDE>(dt, nullptr);
+        for (int j = 0; j < STRIDE; j++) {
+          const vf ut = load(u + i + j * W);
+          store(delta + i + j * W, dt[j]);
+          store(u + i + j * W, ut * dt[j]);
+          store(y + i + j * W, ut * load(D + (i + j * W) % BLOCK));
+          longest = max(abs(dt[j]), longest);
+        }
       }
+      const bool within = largest_lane(longest) * w.steepest[block] <= EXP2_WITHIN;
 
       const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t + CHUNK, first * BLOCK};
       for (const Rows* x : {&a.delta, &a.u, &a.z}) prefetch(a, *x, b, next);
@@ -269,9 +288,10 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
       float* after = ends ? state : checkpoints + ((chunk + 1) * shape.blocks + block) * row_size;
       memcpy(after, before, row_size * sizeof(float));
       for_states<FWD_STATES>(N, [&](auto k, int64_t n) {
+        constexpr int K = decltype(k)::value;
         for (int lane = 0; lane < BLOCK; lane += W)
           for (int64_t s = 0; s < count; s++)
-            recur<decltype(k)::value, SB, SC>(
+            (within ? recur<K, SB, SC, true> : recur<K, SB, SC, false>)(
                 spans[s], delta + lane, u + lane, y + lane,
                 w.A + block * row_size + n * BLOCK + lane,
                 at<SB>(B, w.B + block * row_size, n, lane),
@@ -281,9 +301,12 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
 
       if (a.z.data) {
         read_rows(a.z, b, t, steps, d, valid, u, BLOCK);
-        for (int64_t i = 0; i < steps * BLOCK; i += W) {
-          const vf z = load(u + i);
-          store(y + i, load(y + i) * z * sigmoid(z));
+        for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
+          vf z[STRIDE], gate[STRIDE];
+          for (int j = 0; j < STRIDE; j++) gate[j] = z[j] = load(u + i + j * W);
+          sigmoids<STRIDE>(gate);
+          for (int j = 0; j < STRIDE; j++)
+            store(y + i + j * W, load(y + i + j * W) * (z[j] * gate[j]));
         }
       }
       write_rows(a.y, b, t, steps, d, valid, y, BLOCK);
@@ -308,21 +331,20 @@ struct Tape {
   alignas(64) float state[(CHUNK + 1) * BWD_STATES * W];
 };
 
-template <int K, bool SB, bool SC, bool GATED>
+template <int K, bool SB, bool SC, bool GATED, bool WITHIN>
 static void replay(const Span& span, Rows16& r, int lane, const float* A, Projection B,
                    Projection C, Tape& tape) {
-  vf h[K], a[K];
+  vf h[K];
   for (int k = 0; k < K; k++)
     h[k] = span.reset ? splat(0.0f) : load(tape.state + (span.start * K + k) * W);
-  for (int k = 0; k < K; k++) a[k] = load(A + k * BLOCK);
   for (int64_t t = span.start; t < span.end; t++) {
     const vf dt = load(r.delta + t * BLOCK + lane), xt = load(r.x + t * BLOCK + lane);
-    vf sum = GATED ? load(r.y + t * BLOCK + lane) : dt;
-#pragma GCC unroll 16
+    vf sum = GATED ? load(r.y + t * BLOCK + lane) : dt, decay[K];
+    for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
+    exp2s<K, WITHIN>(decay);
     for (int k = 0; k < K; k++) {
-      const vf decay = exp2(dt * a[k]);
-      store(tape.decay + (t * K + k) * W, decay);
-      h[k] = decay * h[k] + projection<SB>(B, t, k) * xt;
+      store(tape.decay + (t * K + k) * W, decay[k]);
+      h[k] = decay[k] * h[k] + projection<SB>(B, t, k) * xt;
       store(tape.state + ((t + 1) * K + k) * W, h[k]);
       if (GATED) sum += projection<SC>(C, t, k) * h[k];
     }
@@ -348,11 +370,10 @@ static void reverse(const Span& span, Rows16& r, int lane, const float* A, Proje
                     Projection C, const Tape& tape, float* carry, float* dA, float* dB, float* dC,
                     float* sums, int64_t stride) {
   static const float zeros[K * W] = {};
-  vf dh[K], da[K], a[K], db[K], dc[K];
+  vf dh[K], da[K], db[K], dc[K];
   for (int k = 0; k < K; k++) {
     dh[k] = load(carry + k * BLOCK);
     da[k] = load(dA + k * BLOCK);
-    a[k] = load(A + k * BLOCK);
     if (!SB) db[k] = load(dB + k * BLOCK);
     if (!SC) dc[k] = load(dC + k * BLOCK);
   }
@@ -362,10 +383,11 @@ static void reverse(const Span& span, Rows16& r, int lane, const float* A, Proje
     vf ddt = load(r.ddelta + t * BLOCK + lane), dx = load(r.dx + t * BLOCK + lane);
     const float* before = span.reset && t == span.start ? zeros : tape.state + t * K * W;
     const float* after = tape.state + (t + 1) * K * W;
+    const float* decay = tape.decay + t * K * W;
     vf products[2 * K];
 #pragma GCC unroll 16
     for (int k = 0; k < K; k++) {
-      const vf h = load(after + k * W), decay = load(tape.decay + (t * K + k) * W);
+      const vf h = load(after + k * W);
       const vf g = dh[k] + dy * projection<SC>(C, t, k);
       if (SC)
         products[K + k] = dy * h;
@@ -376,10 +398,10 @@ static void reverse(const Span& span, Rows16& r, int lane, const float* A, Proje
       else
         db[k] += g * xt;
       dx += g * projection<SB>(B, t, k);
-      dh[k] = g * decay;
+      dh[k] = g * load(decay + k * W);
       const vf q = dh[k] * load(before + k * W);
       da[k] += q * dt;
-      ddt += q * a[k];
+      ddt += q * load(A + k * BLOCK);
     }
     store(r.ddelta + t * BLOCK + lane, ddt);
     store(r.dx + t * BLOCK + lane, dx);
@@ -415,7 +437,7 @@ void write_sums(const ScanArgs& a, const float* sums, int64_t b, int64_t t, int6
 template <bool SB, bool SC>
 static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                           int64_t part, int64_t first_chunk, int64_t last_chunk) {
-  Rows16 r;
+  Rows16 r = {};
   Tape tape;
   alignas(64) float sum_buffer[CHUNK * 2 * MAX_STATE];
   float* sums = sum_buffer;
@@ -458,23 +480,36 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
       read_rows(a.u, b, t, steps, d, valid, r.u, BLOCK);
       read_rows(a.dy, b, t, steps, d, valid, r.dy, BLOCK);
       if (a.z.data) read_rows(a.z, b, t, steps, d, valid, r.dgate, BLOCK);
-      for (int64_t i = 0; i < steps * BLOCK; i += W) {
-        vf dt = load(r.delta + i) + load(bias + i % BLOCK), slope = splat(1.0f);
-        if (a.softplus) dt = softplus(dt, &slope);
-        const vf ut = load(r.u + i);
-        store(r.delta + i, dt);
-        store(r.slope + i, slope);
-        store(r.x + i, ut * dt);
-        store(r.ddelta + i, splat(0.0f));
-        store(r.dx + i, splat(0.0f));
-        if (a.z.data) {
-          const vf z = load(r.dgate + i), dy = load(r.dy + i);
-          const vf s = sigmoid(z), gate = z * s;
-          store(r.dgate + i, dy * (s + gate * (1.0f - s)));
-          store(r.dy + i, dy * gate);
-          store(r.y + i, ut * load(D + i % BLOCK));
+      vf longest = splat(0.0f);
+      for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
+        vf dt[STRIDE], slope[STRIDE];
+        for (int j = 0; j < STRIDE; j++) {
+          dt[j] = load(r.delta + i + j * W) + load(bias + (i + j * W) % BLOCK);
+          slope[j] = splat(1.0f);
+        }
+        if (a.softplus) softpluses<STRIDE>(dt, slope);
+        for (int j = 0; j < STRIDE; j++) {
+          store(r.delta + i + j * W, dt[j]);
+          store(r.slope + i + j * W, slope[j]);
+          store(r.x + i + j * W, load(r.u + i + j * W) * dt[j]);
+          store(r.ddelta + i + j * W, splat(0.0f));
+          store(r.dx + i + j * W, splat(0.0f));
+          longest = max(abs(dt[j]), longest);
         }
       }
+      const bool within = largest_lane(longest) * w.steepest[block] <= EXP2_WITHIN;
+      if (a.z.data)
+        for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
+          vf z[STRIDE], s[STRIDE];
+          for (int j = 0; j < STRIDE; j++) s[j] = z[j] = load(r.dgate + i + j * W);
+          sigmoids<STRIDE>(s);
+          for (int j = 0; j < STRIDE; j++) {
+            const vf dy = load(r.dy + i + j * W), gate = z[j] * s[j];
+            store(r.dgate + i + j * W, dy * (s[j] + gate * (1.0f - s[j])));
+            store(r.dy + i + j * W, dy * gate);
+            store(r.y + i + j * W, load(r.u + i + j * W) * load(D + (i + j * W) % BLOCK));
+          }
+        }
 
       const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t - CHUNK, first * BLOCK};
       for (const Rows* x : {&a.delta, &a.u, &a.dy, &a.z}) prefetch(a, *x, b, next);
@@ -492,10 +527,11 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
           for (int i = 0; i < K; i++)
             store(tape.state + i * W, load(before + at_state + i * BLOCK));
           for (int64_t s = 0; s < count; s++) {
-            if (a.dz.data)
-              replay<K, SB, SC, true>(spans[s], r, lane, A, Bn, Cn, tape);
-            else
-              replay<K, SB, SC, false>(spans[s], r, lane, A, Bn, Cn, tape);
+            const auto run = a.dz.data ? within ? replay<K, SB, SC, true, true>
+                                                : replay<K, SB, SC, true, false>
+                                       : within ? replay<K, SB, SC, false, true>
+                                                : replay<K, SB, SC, false, false>;
+            run(spans[s], r, lane, A, Bn, Cn, tape);
           }
           for (int64_t s = count - 1; s >= 0; s--)
             reverse<K, SB, SC>(spans[s], r, lane, A, Bn, Cn, tape, w.carry + at_sum + at_state,
@@ -585,7 +621,7 @@ void scan_forward(const ScanArgs* args) {
   const ScanArgs& a = *args;
   const Shape shape(a);
   Workspace w(a, shape, false);
-  w.pack_parameters(a);
+  w.pack_parameters(a, shape.blocks);
   with_projections(a, [&](auto sb, auto sc) {
     parallel_for(a.team, a.batch * shape.parts, [&](int64_t task) {
       forward_task<decltype(sb)::value, decltype(sc)::value>(a, shape, w, task / shape.parts,
@@ -598,7 +634,7 @@ void scan_backward(const ScanArgs* args) {
   const ScanArgs& a = *args;
   const Shape shape(a);
   Workspace w(a, shape, true);
-  w.pack_parameters(a);
+  w.pack_parameters(a, shape.blocks);
   for (int64_t last = shape.chunks; last > 0;) {
     const int64_t first = (last - 1) / shape.segment * shape.segment;
     with_projections(a, [&](auto sb, auto sc) {

@@ -37,6 +37,7 @@ def record(
     train: Mapping[str, Any] | None = None,
     points: int = 10,
     variants: Mapping[str, Mapping[str, float]] | None = None,
+    stopped: Mapping[str, str] | None = None,
     parameters: int = 70_000,
     train_seconds: float = 60.0,
 ) -> Record:
@@ -80,6 +81,7 @@ def record(
         higher_is_better=higher,
         test={headline: score, "loss": 1.0},
         variants=dict(variants or {}),
+        stopped=dict(stopped or {}),
         chance=chance,
         baselines=baselines,
         curve=tuple(_curve(headline, score, chance, steps, points, train_seconds)),

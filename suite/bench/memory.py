@@ -1,0 +1,258 @@
+"""The memory bench: peak memory of a training step through one Mamba layer, against its length.
+
+The layer is the whole block (projections, short convolution, scan), D = 64 and N = 16, batch 1; the
+step is forward, a loss, backward down to the layer's input, and AdamW. Each figure is a process's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from seqbench.kernels import selective_scan as scan_package
+from seqbench.models.base import CausalModule
+from seqbench.models.build import build_model
+from seqbench.models.segments import segmented
+from seqbench.suite.bench.result import (
+    COLOURS,
+    MARKERS,
+    GateClosed,
+    Result,
+    binary,
+    conditions,
+    length_axis,
+)
+from seqbench.suite.bench.timing import Peak, available_memory, peak_of_process, reason
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+WIDTH, STATE = 64, 16
+LENGTHS = tuple(2**k for k in range(12, 21, 2))
+QUICK = (2**12, 2**16)
+SEGMENT = 4096
+BAR = 2e9  # bytes that the longest may take in pieces
+
+_TOLERANCE = 1e-3  # of the largest gradient of each tensor, float32
+_GATE_LENGTH, _GATE_SEGMENT = 1000, 192
+_WAYS = ("whole", "in pieces", "scan alone", "scan alone, in pieces")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way through at one length."""
+
+    way: str
+    length: int
+    peak: Peak | None = None
+    not_run: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBench(Result):
+    """What `bench_memory` found."""
+
+    name: ClassVar[str] = "memory"
+    segment: int = SEGMENT
+    gate: float  # the largest difference of a gradient, in pieces and whole
+    parameters: int
+    rows: list[Row]
+
+    def title(self) -> str:
+        """What the table shows."""
+        return (
+            f"Peak memory of one training step through one Mamba layer (D {WIDTH}, N {STATE}), "
+            f"batch 1, float32, pieces of {self.segment}, {self.machine()}"
+        )
+
+    def table(self) -> Table:
+        """For a terminal."""
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold")
+        for name in ("L", "", "peak MB", "process MB", "bytes a step", "seconds"):
+            table.add_column(name, justify="left" if not name else "right")
+        previous = None
+        for row in self.rows:
+            first = binary(row.length) if row.length != previous else ""
+            previous = row.length
+            if row.peak is None:
+                table.add_row(first, f"{row.way}: not run, {row.not_run}", style="dim")
+                continue
+            table.add_row(
+                first,
+                row.way,
+                f"{row.peak.run / 1e6:.0f}",
+                f"{row.peak.process / 1e6:.0f}",
+                f"{row.peak.run / row.length:.0f}",
+                f"{row.peak.seconds:.2f}",
+            )
+        return table
+
+    def remarks(self) -> list[str]:
+        """What the longest takes, in pieces."""
+        lines = []
+        longest = [row for row in self.rows if row.way == "in pieces" and row.peak]
+        if longest and (peak := longest[-1].peak):
+            held = 4 * WIDTH * longest[-1].length
+            lines.append(
+                f"L = {binary(longest[-1].length)} in pieces: {peak.run / 1e9:.2f} GB, "
+                f"{peak.process / 1e9:.2f} GB with all the process holds; of which the layer's "
+                f"input, output and their gradients, {4 * held / 1e9:.2f} GB"
+            )
+        return lines + self.noise()
+
+    def plot(self) -> Figure:
+        """Peak memory against length."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = figure.subplots()
+        for i, way in enumerate(_WAYS):
+            rows = [row for row in self.rows if row.way == way and row.peak]
+            axes.plot(
+                [row.length for row in rows],
+                [row.peak.run / 1e6 for row in rows if row.peak],
+                label=way if rows else f"{way} (not run)",
+                color=COLOURS[(3, 0, 4, 1)[i]],
+                marker=MARKERS[i],
+            )
+        lengths = sorted({row.length for row in self.rows})
+        axes.plot(
+            lengths,
+            [16 * WIDTH * n / 1e6 for n in lengths],
+            color="black",
+            linestyle=":",
+            linewidth=1,
+            label="input, output and their gradients",
+        )
+        length_axis(axes, lengths)
+        axes.set(yscale="log", ylabel="peak memory (MB)")
+        axes.axhline(BAR / 1e6, color="#999999", linestyle="--", linewidth=1)
+        axes.annotate("2 GB", (lengths[0], BAR / 1e6), va="bottom", color="#666666", fontsize=9)
+        axes.legend(frameon=False, fontsize=9)
+        axes.set_title(
+            f"One training step through one Mamba layer, D {WIDTH}, N {STATE}, batch 1\n"
+            f"{self.machine()}",
+            fontsize=10,
+        )
+        return figure
+
+
+def bench_memory(
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> MemoryBench:
+    """Checks that pieces give the gradients of the whole, then measures every length.
+
+    Raises GateClosed, before anything is measured, if they do not.
+    """
+    with conditions(torch.device(device), threads) as facts:
+        progress("checking the gradients of pieces")
+        gate = _judge(device)
+        rows: list[Row] = []
+        for length in lengths:
+            for way in _WAYS:
+                progress(f"{way} at {length}")
+                rows.append(_measured(way, length, device, rows))
+        parameters = sum(p.numel() for p in _block("cpu").parameters())
+    return MemoryBench(gate=gate, parameters=parameters, rows=rows, environment=facts)
+
+
+def _measured(way: str, length: int, device: str, before: Sequence[Row]) -> Row:
+    job: Callable[..., Callable[[], object]] = _layer_job
+    if way.startswith("scan"):
+        job = _scan_job
+        if way.endswith("pieces") and not hasattr(scan_package, "chunked_scan"):
+            return Row(way=way, length=length, not_run="there is no chunked_scan")
+    shorter = [row for row in before if row.way == way and row.peak]
+    available = available_memory()
+    if device == "cpu" and shorter and available is not None:
+        last = shorter[-1]
+        needs = last.peak.run * length // last.length if last.peak else 0
+        if way == "whole" and needs > 0.9 * available:
+            note = f"needs about {needs / 1e9:.0f} GB, {available / 1e9:.0f} GB are free"
+            return Row(way=way, length=length, not_run=note)
+    arguments = (length, way.endswith("pieces"), device)
+    try:
+        peak = peak_of_process(job, arguments, torch.get_num_threads(), device)
+    except (RuntimeError, MemoryError) as error:
+        killed = isinstance(error, BrokenProcessPool)  # by the kernel, when memory runs out
+        return Row(way=way, length=length, not_run="out of memory" if killed else reason(error))
+    return Row(way=way, length=length, peak=peak)
+
+
+def _layer_job(length: int, in_pieces: bool, device: str) -> Callable[[], object]:
+    block = _block(device)
+    optimizer = torch.optim.AdamW(block.parameters(), lr=1e-3)
+
+    def step(length: int) -> None:
+        x_BLD = torch.randn(1, length, WIDTH, device=device, requires_grad=True)
+        y_BLD = segmented(block, x_BLD, segment=SEGMENT) if in_pieces else block(x_BLD)
+        loss = y_BLD.square().mean()
+        del y_BLD
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step(64)
+    return partial(step, length)
+
+
+def _scan_job(length: int, in_pieces: bool, device: str) -> Callable[[], object]:
+    """The scan of that layer alone, its inputs given."""
+    width = 2 * WIDTH
+    A = -torch.arange(1.0, STATE + 1, device=device).repeat(width, 1).requires_grad_()
+    scan: Callable[..., Any] = scan_package.selective_scan
+    if in_pieces:
+        scan = getattr(scan_package, "chunked_scan")  # noqa: B009  (may be missing)
+
+    def step(length: int) -> None:
+        u, delta, z = (
+            torch.randn(1, length, width, device=device, requires_grad=True) for _ in range(3)
+        )
+        B, C = (torch.randn(1, length, STATE, device=device, requires_grad=True) for _ in range(2))
+        y_BLD: Tensor = scan(u, delta, A, B, C, None, z, delta_softplus=True)
+        loss = y_BLD.square().mean()
+        del y_BLD
+        loss.backward()
+
+    step(64)
+    return partial(step, length)
+
+
+def _block(device: str) -> CausalModule:
+    torch.manual_seed(0)
+    model = build_model("mamba", vocab_size=2, d_model=WIDTH, num_layers=1, d_state=STATE)
+    block = model.to(device).layers[0].block
+    assert isinstance(block, CausalModule)
+    return block
+
+
+def _judge(device: str) -> float:
+    """The largest difference of the output and of every gradient, over its largest value."""
+    block = _block(device)
+    x_BLD = torch.randn(2, _GATE_LENGTH, WIDTH, device=device, requires_grad=True)
+    wanted = [x_BLD, *block.parameters()]
+    found = []
+    for y_BLD in (block(x_BLD), segmented(block, x_BLD, segment=_GATE_SEGMENT)):
+        found.append([y_BLD, *torch.autograd.grad(y_BLD.square().mean(), wanted)])
+    worst = max(
+        ((pieces - whole).abs().max() / whole.abs().max()).item() for whole, pieces in zip(*found)
+    )
+    if not worst <= _TOLERANCE:
+        raise GateClosed(
+            f"bench memory: in pieces a gradient is off by {worst:.1e} of its largest value, "
+            f"beyond {_TOLERANCE:.0e}; nothing is measured"
+        )
+    return worst

@@ -1,0 +1,1 @@
+"""The files that `seqbench new` writes: working ones, here under names to be replaced."""
