@@ -58,9 +58,7 @@ def chunked_scan(
         raise ValueError(f"chunked_scan: segment is {segment}; it must be at least 1 step")
     options = {"delta_softplus": delta_softplus, "backend": backend}
     if length <= segment:
-        return package.selective_scan(
-            **tensors, **options, return_final_state=return_final_state
-        )
+        return package.selective_scan(**tensors, **options, return_final_state=return_final_state)
     y, final_state = _Segments.apply(segment, options, tuple(tensors), *tensors.values())
     return (y, final_state) if return_final_state else y
 
