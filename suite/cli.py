@@ -27,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from seqbench.suite.experiment import Cell, UserError
 
@@ -52,6 +53,7 @@ app.add_typer(new_app, name="new")
 LAUNCHERS = ("local", "ray", "slurm")
 UNFINISHED = 3  # exit status of a sitting that ended before its cells
 
+_WIDE = 170  # columns of a bench's table where there is no terminal to fit
 out = Console()
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -162,6 +164,9 @@ def run(
     retry: Annotated[
         str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
     ] = None,
+    logger: Annotated[
+        str | None, typer.Option(help="Mirror the curves too: tensorboard or wandb.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Run the missing cells of a grid, then draw its tables and plots."""
@@ -169,6 +174,7 @@ def run(
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
     from seqbench.suite.expectation import declare
+    from seqbench.suite.loggers import check_logger, mirrored
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
@@ -188,6 +194,8 @@ def run(
         budget=budget,
     )
     launch = _launcher(launcher, ray_address, slurm or [])
+    if logger is not None:
+        check_logger(logger)
     if (grid is None) == (tasks is None and models is None):
         raise UserError(
             "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
@@ -223,8 +231,11 @@ def run(
     if plan.missing:
         if budget is not None:
             execution = replace(execution, budget=max(1.0, budget - (time.monotonic() - began)))
-        with _progress(plan.missing, as_json) as on_event:
-            launch(plan.missing, results, execution, on_event=on_event)
+        with (
+            _progress(plan.missing, as_json) as on_event,
+            mirrored(logger, results, on_event) as told,
+        ):
+            launch(plan.missing, results, execution, on_event=told)
         plan = runner.plan(cells, results)
     if plan.missing:
         err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
@@ -274,6 +285,37 @@ def report(
         declare(results, grid, scale)
     _report(results, grid, cells, as_json)
     return 0
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A record's file, its digest, or a beginning of it.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> int:
+    """Show how two records differ in configuration, environment, metrics and cost; 1 if they do."""
+    from seqbench.suite.report import diff as records
+
+    one, other = records.find(results, a), records.find(results, b)
+    found = records.differences(one, other)
+    if as_json:
+        print(records.to_json(one, other))
+        return 1 if found else 0
+    table = Table(box=None)
+    for column in ("section", "key", one.digest, other.digest, "change"):
+        table.add_column(column, overflow="fold")
+    section = ""
+    for d in found:
+        change = "" if d.change is None else f"{d.change:+.4g}"
+        texts = (d.section if d.section != section else "", d.key, str(d.a), str(d.b), change)
+        table.add_row(*(Text(text) for text in texts))
+        section = d.section
+    if found:
+        out.print(table)
+    else:
+        out.print(f"{one.digest} and {other.digest}: no difference")
+    return 1 if found else 0
 
 
 @app.command()
@@ -432,7 +474,7 @@ def _show(done: Result, results: Path, as_json: bool) -> None:
         print(done.to_json())
         return
     out.print(done.title(), soft_wrap=True, style="bold")
-    out.print(done.table())
+    (out if out.is_terminal else Console(width=_WIDE)).print(done.table())
     for line in done.remarks():
         out.print(line, soft_wrap=True, highlight=False, markup=False)
     for path in paths:
@@ -741,18 +783,6 @@ def _bytes(option: str, text: str | None) -> int | None:
 def _check_range(option: str, value: float | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{option} {value}: must be at least {least}")
-
-
-def _check_device(name: str) -> None:
-    from seqbench.suite import discovery
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise discovery.unknown("device in --device", name, ["auto", "cpu", "cuda"])
-    if name == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no CUDA device here; valid here: auto, cpu")
 
 
 def _users_fault(error: Exception) -> bool:

@@ -35,6 +35,7 @@ from seqbench.suite.evaluation import evaluate, tokens_within_reach
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
+from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
 from seqbench.suite.selection import write_selection
@@ -84,6 +85,7 @@ class CellModule(lightning.LightningModule):
             stage=lambda: self.stage,
         )
         self.logits = model.__call__  # or its compiled form
+        self._deltas = Deltas(model) if cell.train.delta_penalty else None
         self.pause: Callable[[], bool] = lambda: False
         self.paused = False
         self.after_step: Callable[[bool], None] = lambda validated: None
@@ -98,6 +100,7 @@ class CellModule(lightning.LightningModule):
             parameter_groups(self.model, train.weight_decay),
             lr=train.lr,
             betas=(train.beta1, train.beta2),
+            eps=train.eps,
             # One kernel for all parameters; it would undo the loss scaling before the clipping.
             fused=train.precision != "16-mixed",
         )
@@ -141,6 +144,8 @@ class CellModule(lightning.LightningModule):
                 reduction="sum",
             )
             loss = nats * self._world / (batch.targets != IGNORE).sum().to(nats.device)
+        if self._deltas is not None:
+            loss = loss + self.cell.train.delta_penalty * self._deltas.mean()
         if self.stage is not None:
             scored = targets != IGNORE
             right = (logits_BLV.detach().argmax(-1) == targets) & scored
@@ -269,6 +274,7 @@ class CellModule(lightning.LightningModule):
                 validation=metrics,
             )
         )
+        self.listener({"event": "validated", "point": asdict(self.curve[-1])})
         if train.stop_at is not None and (
             value >= train.stop_at if better else value <= train.stop_at
         ):

@@ -79,7 +79,7 @@ def test_activations_of_one_piece_are_kept_at_a_time() -> None:
 
     whole = saved(lambda: block(x))
     pieces = saved(lambda: segmented(block, x, segment=256))
-    assert pieces < whole / 20
+    assert pieces < whole / 10
 
 
 def test_a_segment_must_have_a_position() -> None:

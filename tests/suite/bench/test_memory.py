@@ -1,0 +1,46 @@
+"""The memory bench: pieces are judged first, and take less memory than the whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from seqbench.models.segments import segmented
+from seqbench.suite.bench import memory
+from seqbench.suite.bench.result import GateClosed
+
+
+def test_pieces_with_other_gradients_close_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory._judge("cpu") < 1e-4
+
+    def larger(module: Any, x_BLD: Tensor, *, segment: int) -> Tensor:
+        return 1.01 * segmented(module, x_BLD, segment=segment)
+
+    monkeypatch.setattr(memory, "segmented", larger)
+    with pytest.raises(GateClosed, match="in pieces a gradient is off"):
+        memory._judge("cpu")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory needs Linux")
+def test_pieces_take_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_WAYS", ("whole", "in pieces"))
+    length = 8 * memory.SEGMENT
+    result = memory.bench_memory(lengths=(length,), threads=1)
+    whole, pieces = (row.peak for row in result.rows)
+    assert whole and pieces and 2 * pieces.run < whole.run
+    assert pieces.run > 2 * 4 * memory.WIDTH * length  # input and output are counted
+    found = json.loads(result.write(tmp_path)[0].read_text())
+    assert found["rows"][1]["peak"]["run"] == pieces.run
+    assert (tmp_path / "memory.png").stat().st_size > 10_000
+
+
+def test_what_would_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = memory.Peak(run=10**9, process=10**9, seconds=1.0)
+    before = [memory.Row(way="whole", length=100, peak=peak)]
+    monkeypatch.setattr(memory, "available_memory", lambda: 4 * 10**9)
+    row = memory._measured("whole", 400, "cpu", before)
+    assert row.peak is None and row.not_run == "needs about 4 GB, 4 GB are free"
