@@ -160,7 +160,7 @@ def _build(source: Path, instructions: str) -> Path:
     compiler, version = _compiler()
     command = [*compiler, *_FLAGS, *_INSTRUCTION_SETS[instructions]]
     key = hashlib.sha256("\0".join((*command, version, platform.machine())).encode())
-    for file in (source, *sorted(_HEADERS.glob("*.h"))):
+    for file in (source, *sorted((*source.parent.glob("*.h"), *_HEADERS.glob("*.h")))):
         key.update(file.read_bytes())
     name = f"{source.stem}-{instructions}-{key.hexdigest()[:20]}.so"
     cached = _cache_folder() / name

@@ -136,6 +136,7 @@ def _told(point: EntryPoint) -> str:
 
 
 def _failure(error: BaseException) -> str:
-    remedy = "; install it" if isinstance(error, ModuleNotFoundError) else ""
+    absent = isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("seqbench.")
+    remedy = "; install it" if absent else ""
     text = " ".join(str(error).split())
     return f"its import fails with {type(error).__name__}: {text}{remedy}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,10 +104,10 @@ def tune(title: str, shape: tuple[int, int, int, int], exps: float, *, quick: bo
         if programs is not None:
             scan._PROGRAMS_TO_FILL, scan._PROGRAMS_WANTED = programs, programs
         try:
-            y, final, checkpoints = scan.forward(**call)
-            forward = time(lambda: scan.forward(**call))
+            checkpoints = scan.forward(**call)[2]
+            forward = time(partial(scan.forward, **call))
             backward = time(
-                lambda: scan.backward(dy, None, **call, checkpoints=checkpoints, needs=needs)
+                partial(scan.backward, dy, None, **call, checkpoints=checkpoints, needs=needs)
             )
             print(
                 f"{title:10s} {label:12s} forward {forward * 1e3:8.3f} ms"
@@ -127,9 +128,9 @@ def attention() -> None:
             torch.randn(1, 16, length, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)
         )
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
-            flash = time(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            flash = time(partial(F.scaled_dot_product_attention, q, k, v, is_causal=True))
         call, _ = draw(1, length, 1024, 16, torch.bfloat16)
-        ours = time(lambda: scan.forward(**call))
+        ours = time(partial(scan.forward, **call))
         print(f"L {length:6d} flash {flash * 1e3:.3f} ms, scan {ours * 1e3:.3f} ms,"
               f" {flash / ours:.2f}x", flush=True)  # fmt: skip
 

@@ -7,8 +7,10 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from seqbench.suite.experiment import Cell, UserError
 
@@ -130,7 +133,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices of one cell, which share its batches.")] = 1,
     strategy: Annotated[
-        str, typer.Option(help="Lightning's, over those devices: auto, ddp, fsdp.")
+        str, typer.Option(help="Lightning's, over those devices: auto or ddp.")
     ] = "auto",
     cells_per_gpu: Annotated[int, typer.Option(help="Cells that share a GPU.")] = 1,
     compile: Annotated[
@@ -161,12 +164,17 @@ def run(
     retry: Annotated[
         str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
     ] = None,
+    logger: Annotated[
+        str | None, typer.Option(help="Mirror the curves too: tensorboard or wandb.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Run the missing cells of a grid, then draw its tables and plots."""
+    began = time.monotonic()
     from seqbench.suite import discovery, runner
     from seqbench.suite.configuration import parse_assignment
     from seqbench.suite.expectation import declare
+    from seqbench.suite.loggers import check_logger, mirrored
 
     assignments = [parse_assignment(text) for text in assign or ()]
     chosen = _integers("--seeds", seeds)
@@ -186,6 +194,8 @@ def run(
         budget=budget,
     )
     launch = _launcher(launcher, ray_address, slurm or [])
+    if logger is not None:
+        check_logger(logger)
     if (grid is None) == (tasks is None and models is None):
         raise UserError(
             "run: name a grid (seqbench list grids) or give --tasks and --models, not both"
@@ -219,8 +229,13 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
-        with _progress(plan.missing, as_json) as on_event:
-            launch(plan.missing, results, execution, on_event=on_event)
+        if budget is not None:
+            execution = replace(execution, budget=max(1.0, budget - (time.monotonic() - began)))
+        with (
+            _progress(plan.missing, as_json) as on_event,
+            mirrored(logger, results, on_event) as told,
+        ):
+            launch(plan.missing, results, execution, on_event=told)
         plan = runner.plan(cells, results)
     if plan.missing:
         err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
@@ -270,6 +285,37 @@ def report(
         declare(results, grid, scale)
     _report(results, grid, cells, as_json)
     return 0
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A record's file, its digest, or a beginning of it.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> int:
+    """Show how two records differ in configuration, environment, metrics and cost; 1 if they do."""
+    from seqbench.suite.report import diff as records
+
+    one, other = records.find(results, a), records.find(results, b)
+    found = records.differences(one, other)
+    if as_json:
+        print(records.to_json(one, other))
+        return 1 if found else 0
+    table = Table(box=None)
+    for column in ("section", "key", one.digest, other.digest, "change"):
+        table.add_column(column, overflow="fold")
+    section = ""
+    for d in found:
+        change = "" if d.change is None else f"{d.change:+.4g}"
+        texts = (d.section if d.section != section else "", d.key, str(d.a), str(d.b), change)
+        table.add_row(*(Text(text) for text in texts))
+        section = d.section
+    if found:
+        out.print(table)
+    else:
+        out.print(f"{one.digest} and {other.digest}: no difference")
+    return 1 if found else 0
 
 
 @app.command()
@@ -566,6 +612,7 @@ def _execution(
     """What the options of `run` say about how cells run; checked, the defaults filled in."""
     from seqbench.suite import environment
     from seqbench.suite.discovery import unknown
+    from seqbench.suite.execution import Execution
 
     for name in ("devices", "cells_per_gpu", "prefetch", "cell_seconds", "budget"):
         _check_range(f"--{name.replace('_', '-')}", others[name], 0 if name == "prefetch" else 1)
@@ -573,7 +620,7 @@ def _execution(
     _check_range("--threads", threads, 1)
     for option, value, valid in (
         ("device", device, ("auto", "cpu", "cuda")),
-        ("strategy", others["strategy"], ("auto", "ddp", "fsdp")),
+        ("strategy", others["strategy"], ("auto", "ddp")),
         ("compile", others["compile"], ("off", "default", "graphs")),
     ):
         if value not in valid:
@@ -736,18 +783,6 @@ def _bytes(option: str, text: str | None) -> int | None:
 def _check_range(option: str, value: float | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{option} {value}: must be at least {least}")
-
-
-def _check_device(name: str) -> None:
-    from seqbench.suite import discovery
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise discovery.unknown("device in --device", name, ["auto", "cpu", "cuda"])
-    if name == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no CUDA device here; valid here: auto, cpu")
 
 
 def _users_fault(error: Exception) -> bool:

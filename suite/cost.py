@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def flops_per_token(model: nn.Module, length: int, device: torch.device) -> float:
@@ -27,7 +27,7 @@ def flops_per_token(model: nn.Module, length: int, device: torch.device) -> floa
 
 
 def kernel_flops() -> dict[Any, Any]:
-    """FLOP formulas of our own operators and of real FFTs, by operator."""
+    """FLOP formulas of our own operators, real FFTs, and attention on CPU, by operator."""
     import seqbench.kernels.causal_conv1d
     import seqbench.kernels.selective_scan  # noqa: F401  (both register their operators)
 
@@ -36,7 +36,15 @@ def kernel_flops() -> dict[Any, Any]:
         torch.ops.seqbench.causal_conv1d: _short_convolution_flops,
         torch.ops.aten._fft_r2c: _real_fft_flops,
         torch.ops.aten._fft_c2r: _real_inverse_fft_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     }
+
+
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """As torch counts it on a GPU: the masked half too."""
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _scan_flops(

@@ -18,7 +18,9 @@ MAX_TOKENS = 2**16
 MAX_ROW = 2**17
 FEWEST_ROWS = 8  # of a batch of long rows: fewer would say too little
 MAX_FLOPS = 2**42  # forward, of a test at another length: a minute or two of one core
-PROBE = 64  # length at which a model's FLOPs are counted; again at its double, for their growth
+PROBE = (
+    64  # length at which a model's FLOPs are counted; and at 4 and 16 times it, for their growth
+)
 
 
 @dataclass
@@ -91,17 +93,19 @@ def evaluate(
 def tokens_within_reach(model: nn.Module, length: int, device: torch.device) -> int | str:
     """How many tokens, in rows of that length, can be tested at a sane cost; or why none can.
 
-    By FLOPs, counted at two short lengths and carried on as a straight line per token (attention's
-    grow with the length), and for a model whose state grows by the memory of one row. The answer
-    depends on no clock.
+    By FLOPs, counted at three short lengths and carried on (a token's grow with the length for
+    attention, with its logarithm for an FFT), and for a model whose state grows by the memory of
+    one row. The answer depends on no clock.
     """
     if length > MAX_ROW and _state_grows(model, length):
         return (
             f"length {length} is too long: the state grows with it, so a row goes through in one "
             f"pass, of at most {MAX_ROW} tokens"
         )
-    short, double = (flops_per_token(model, n, device) for n in (PROBE, 2 * PROBE))
-    row = length * (short + (double - short) / PROBE * (length - PROBE))
+    flops, at_4, at_16 = (flops_per_token(model, n * PROBE, device) for n in (1, 4, 16))
+    by_length = ((at_16 - at_4) - (at_4 - flops)) / (9 * PROBE)
+    by_doubling = (at_4 - flops - by_length * 3 * PROBE) / 2
+    row = length * (flops + by_length * (length - PROBE) + by_doubling * math.log2(length / PROBE))
     if FEWEST_ROWS * row > MAX_FLOPS:
         return (
             f"length {length} is too long: {FEWEST_ROWS} sequences take "

@@ -31,7 +31,13 @@ class TrainConfig:
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
+    # Of Adam's denominator: gradients below it no longer move a weight, as those of a task that is
+    # solved to many digits are; lower it to train on.
+    eps: float = 1e-8
     clip: float = 1.0  # gradient norm; 0: no clipping
+    # Weight in the loss of the mean Δ of every S6 layer (no other layer has one): Δ falls towards 0
+    # wherever the task does not need it, so that what is kept stays kept at any length.
+    delta_penalty: float = 0.0
     eval_every: int = 100  # steps between validations
     eval_batches: int = 8  # validation batches at most
     test_batches: int = 32  # test batches at most

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from seqbench.tasks.base import Batch, Task
 
-AHEAD = 4  # batches that each process keeps ready
+AHEAD = 2  # batches that each process keeps ready: they lie in shared memory, which may be small
 
 
 class Made(NamedTuple):
@@ -49,7 +49,7 @@ class Feed:
         if not self.processes:
             return steps
         return DataLoader(
-            _Ahead(self),
+            _Ahead(self.task, self.batch_size, self.seed),
             sampler=_Asked(steps, self.stage),
             batch_size=None,
             num_workers=self.processes,
@@ -66,17 +66,17 @@ class Feed:
 
     def make(self, index: int, stage: int | None) -> Batch:
         """The batch itself."""
-        batch = self.task.batch("train", index, self.batch_size, seed=self.seed, stage=stage)
-        return Batch(*batch)
+        return _Ahead(self.task, self.batch_size, self.seed)[index, stage].batch
 
 
 class _Ahead(Dataset[Made]):
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
+    def __init__(self, task: Task, batch_size: int, seed: int) -> None:
+        self.task, self.batch_size, self.seed = task, batch_size, seed
 
     def __getitem__(self, asked: tuple[int, int | None]) -> Made:
         index, stage = asked
-        return Made(index, stage, self.feed.make(index, stage))
+        batch = self.task.batch("train", index, self.batch_size, seed=self.seed, stage=stage)
+        return Made(index, stage, Batch(*batch))
 
 
 class _Asked(Sampler[tuple[int, int | None]]):

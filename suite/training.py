@@ -35,6 +35,7 @@ from seqbench.suite.evaluation import evaluate, tokens_within_reach
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
+from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
 from seqbench.suite.selection import write_selection
@@ -49,8 +50,9 @@ EVENT_SECONDS = 0.5
 STAGE_STEPS = 10  # a stage of the curriculum is passed after a multiple of this many steps
 ACCURACY_DECAY = 0.9  # of the moving average that ends a stage
 AGREE_STEPS = 10  # steps between looks at `pause` where several processes must agree
+ERROR_LENGTH = 500  # of an exception's own words, in a record
 LOG_LINES = 10  # of a traceback, kept in the record
-PREFETCH = 8  # processes that make batches for a GPU, at most
+PREFETCH = 4  # processes that make batches for a GPU, at most
 
 
 class Diverged(RuntimeError):
@@ -83,6 +85,7 @@ class CellModule(lightning.LightningModule):
             stage=lambda: self.stage,
         )
         self.logits = model.__call__  # or its compiled form
+        self._deltas = Deltas(model) if cell.train.delta_penalty else None
         self.pause: Callable[[], bool] = lambda: False
         self.paused = False
         self.after_step: Callable[[bool], None] = lambda validated: None
@@ -97,6 +100,7 @@ class CellModule(lightning.LightningModule):
             parameter_groups(self.model, train.weight_decay),
             lr=train.lr,
             betas=(train.beta1, train.beta2),
+            eps=train.eps,
             # One kernel for all parameters; it would undo the loss scaling before the clipping.
             fused=train.precision != "16-mixed",
         )
@@ -140,6 +144,8 @@ class CellModule(lightning.LightningModule):
                 reduction="sum",
             )
             loss = nats * self._world / (batch.targets != IGNORE).sum().to(nats.device)
+        if self._deltas is not None:
+            loss = loss + self.cell.train.delta_penalty * self._deltas.mean()
         if self.stage is not None:
             scored = targets != IGNORE
             right = (logits_BLV.detach().argmax(-1) == targets) & scored
@@ -268,6 +274,7 @@ class CellModule(lightning.LightningModule):
                 validation=metrics,
             )
         )
+        self.listener({"event": "validated", "point": asdict(self.curve[-1])})
         if train.stop_at is not None and (
             value >= train.stop_at if better else value <= train.stop_at
         ):
@@ -373,7 +380,9 @@ def run_cell(
         raise
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        said = " ".join(str(error).split())  # a compiler's can be pages
+        said = said if len(said) <= ERROR_LENGTH else said[: ERROR_LENGTH - 3] + "..."
+        message = f"{type(error).__name__}: {said} ({Path(where.filename).name}:{where.lineno})"
         if _out_of_memory(error):
             message = f"out of memory: {message}"
         lines = traceback.format_exc().splitlines()
@@ -567,6 +576,11 @@ def fit(
 ) -> None:
     """Takes the steps of that range through Lightning."""
     train = module.cell.train
+    if train.batch_size % devices:
+        raise UserError(
+            f"--devices {devices}: they share a batch; train.batch_size={train.batch_size} does "
+            "not divide evenly; change one of the two"
+        )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # The stream makes its batches in the step itself: there is no loader to give workers to.

@@ -196,6 +196,12 @@ class Mqar(Task):
             for n in self.config.test_lengths
         }
 
+    def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What followed the token where it stood first, among the pairs."""
+        pairs = inputs[:, None, : 2 * self.config.num_pairs]
+        first = (inputs[:, :, None] == pairs).int().argmax(2)
+        return inputs.gather(1, (first + 1).clamp(max=inputs.shape[1] - 1))
+
     @cached_property
     def _train_sets(self) -> TrainSets:
         return TrainSets()

@@ -218,19 +218,20 @@ class SelectiveCopying(Task):
             for n in self.config.test_lengths
         }
 
+    def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The data tokens of each row in order: one at each marker, or from MAD's marker on."""
+        mad, marker = self.config.form == "mad-lab", self.config.vocab_size - 1
+        is_marker = inputs == marker
+        is_data = ~is_marker & (inputs != (marker - 1 if mad else 0))
+        asked = is_marker.cumsum(1)
+        if mad:
+            asked = asked.cumsum(1) - 1
+        data_first = torch.argsort((~is_data).long(), dim=1, stable=True)
+        return inputs.gather(1, data_first.gather(1, (asked - 1).clamp(min=0)))
+
     @cached_property
     def _train_sets(self) -> TrainSets:
         return TrainSets()
-
-    def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The data tokens of each row one after the other, where the answers go."""
-        special = self.config.vocab_size - (2 if self.config.form == "mad-lab" else 1)
-        is_data = (inputs < special) & ((inputs > 0) | (self.config.form == "mad-lab"))
-        count = int(is_data[0].sum())
-        places = torch.argsort((~is_data).long(), dim=1, stable=True)[:, :count]
-        answers = inputs.clone()
-        answers[:, inputs.shape[1] - count :] = inputs.gather(1, places)
-        return answers
 
     def _stages(self) -> tuple[tuple[int, int], ...]:
         """(length, data tokens) of the curriculum."""

@@ -5,7 +5,8 @@ registers, so that each input is read once. Of the K - 1 + L inputs, the first K
 state; input t + K - 1 is x[t].
 """
 
-# mypy: allow-untyped-defs
+# mypy: ignore-errors
+# ruff: noqa: RUF005  (Triton unpacks no tuples into tuples)
 from __future__ import annotations
 
 import functools

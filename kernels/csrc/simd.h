@@ -219,6 +219,14 @@ INLINE vf lane_sums(const vf* p) {
 // float32, bfloat16 and float16 in memory; all arithmetic is in float32.
 enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
+// f(std::integral_constant<int, type>).
+template <class F>
+INLINE auto with_type(int32_t type, const F& f) {
+  if (type == BFLOAT16) return f(std::integral_constant<int, BFLOAT16>());
+  if (type == FLOAT16) return f(std::integral_constant<int, FLOAT16>());
+  return f(std::integral_constant<int, FLOAT32>());
+}
+
 template <int TYPE>
 using element = std::conditional_t<TYPE == FLOAT32, float, uint16_t>;
 

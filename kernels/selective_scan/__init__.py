@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from seqbench.kernels import dispatch
 from seqbench.kernels.selective_scan import reference
+from seqbench.kernels.selective_scan.chunked import chunked_scan
 
-__all__ = ["example", "selective_scan", "selective_scan_step"]
+__all__ = ["check", "chunked_scan", "example", "selective_scan", "selective_scan_step"]
 
 
 def selective_scan(
@@ -47,7 +48,7 @@ def selective_scan(
     Raises ValueError for shapes that do not fit and BackendRefused if `backend`, a name in
     `dispatch.backends()`, cannot take the call; `auto` picks one that can.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
+    check(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
     inputs, real, params = _dtypes(u, A, delta, z, *(x for x in (B, C) if x.ndim == 3))
 
     def parameter(x: Tensor | None, dtype: torch.dtype = params) -> Tensor | None:
@@ -137,7 +138,7 @@ def _dtypes(u: Tensor, A: Tensor, *others: Tensor | None) -> tuple[torch.dtype, 
     return inputs, real, torch.complex128 if double else torch.complex64
 
 
-def _check(
+def check(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -149,6 +150,7 @@ def _check(
     initial_state: Tensor | None,
     reset: Tensor | None,
 ) -> None:
+    """Raises ValueError, naming what does not fit, for a call that `selective_scan` cannot take."""
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(
             f"selective_scan: u {tuple(u.shape)} and A {tuple(A.shape)} must be (B, L, D), (D, N)"

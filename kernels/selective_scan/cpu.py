@@ -12,8 +12,13 @@ from torch import Tensor
 
 from seqbench.kernels import native
 
-_SOURCE = Path(__file__).parent / "csrc" / "scan.cpp"
+_FOLDER = Path(__file__).parent / "csrc"
+_REAL = _FOLDER / "scan.cpp"  # real A in float32, inputs of any precision below
+_GENERAL = _FOLDER / "scan_general.cpp"  # complex A, float64
+_CHUNK = 32  # steps between checkpoints: CHUNK in arguments.h
 _MAX_STATE = 256
+_ROUNDED = (torch.bfloat16, torch.float16)  # inputs in less than the state's precision
+_INPUTS = (*_ROUNDED, torch.float32, torch.float64)
 
 
 def refuse(
@@ -34,20 +39,17 @@ def refuse(
     for x in given:
         if x is not None and x.device.type != "cpu":
             return f"a tensor is on {x.device}; it runs on cpu"
-    if A.is_complex():
-        return "A is complex; it takes a real A"
     for x in given[:-1]:
-        if x is not None and x.dtype not in native.DTYPES:
-            return f"a tensor is {x.dtype}; it takes float32, bfloat16 and float16"
+        if x is not None and not x.is_complex() and x.dtype not in _INPUTS:
+            return f"a tensor is {x.dtype}; it takes float64, float32, bfloat16 and float16"
     if not 1 <= A.shape[1] <= _MAX_STATE:
         return f"the state has {A.shape[1]} numbers; it takes 1 to {_MAX_STATE}"
-    return native.refusal(_SOURCE)
+    return native.refusal(_source(A))
 
 
 def checkpoints_shape(batch: int, length: int, width: int, state: int) -> tuple[int, ...]:
     """The state before every chunk of steps, in blocks of 16 channels."""
-    chunk = _library().scan_chunk()
-    return batch, -(-length // chunk), -(-width // 16), state, 16
+    return batch, -(-length // _CHUNK), -(-width // 16), state, 16
 
 
 def forward(
@@ -66,14 +68,15 @@ def forward(
     """y (B, L, D), the final state (B, D, N), and the checkpoints backward starts from."""
     batch, length, width = u.shape
     y_BLD = native.empty(u.shape, u.dtype)
-    final_BDN = native.empty((batch, *A.shape))
-    checkpoints = native.empty(checkpoints_shape(batch, length, width, A.shape[1]))
+    final_BDN = native.empty((batch, *A.shape), A.dtype)
+    checkpoints = native.empty(checkpoints_shape(batch, length, width, A.shape[1]), A.dtype)
     if y_BLD.numel() == 0:
         if initial_state is None:
             return y_BLD, final_BDN.zero_(), checkpoints
         return y_BLD, final_BDN.copy_(initial_state), checkpoints
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
-    call.point(checkpoints=checkpoints, y=y_BLD, final_state=final_BDN)
+    call.point(checkpoints=checkpoints, final_state=final_BDN)
+    call.receive(y=y_BLD)
     call.run("forward")
     return y_BLD, final_BDN, checkpoints
 
@@ -110,9 +113,10 @@ def backward(
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = gradients
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
     call.point(checkpoints=checkpoints, dy=dy.to(u.dtype), dfinal=dfinal_state)
-    call.point(du=du, ddelta=ddelta, dz=dz, dA=dA, dD=dD, dbias=dbias, dinitial=dinitial)
-    call.point(**{"dB" if B.ndim == 3 else "dconstant_B": dB})
-    call.point(**{"dC" if C.ndim == 3 else "dconstant_C": dC})
+    call.point(dA=dA, dD=dD, dbias=dbias, dinitial=dinitial)
+    call.receive(du=du, ddelta=ddelta, dz=dz)
+    call.receive(**{"dB" if B.ndim == 3 else "dconstant_B": dB})
+    call.receive(**{"dC" if C.ndim == 3 else "dconstant_C": dC})
     call.run("backward")
     return tuple(gradients)
 
@@ -121,13 +125,13 @@ _ROWS = ("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC
 
 
 class _Arguments(ctypes.Structure):
-    """ScanArgs of scan.cpp."""
+    """Arguments of arguments.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "length", "width", "state")),
         ("team", native.Team),
         ("softplus", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("complex", ctypes.c_int32),
         *((name, native.Rows) for name in ("u", "delta", "z", "B", "C")),
         *((name, ctypes.c_void_p) for name in ("A", "constant_B", "constant_C", "D", "bias")),
         *((name, ctypes.c_void_p) for name in ("initial", "reset", "checkpoints", "workspace")),
@@ -156,10 +160,13 @@ class _Call:
         initial_state: Tensor | None,
         reset: Tensor | None,
     ) -> None:
+        self.source = _source(A)
+        self.precision = A.real.dtype if A.is_complex() else A.dtype
         self.tensors: list[Tensor] = []
+        self.received: list[tuple[Tensor, Tensor]] = []
         batch, length, width = u.shape
         self.arguments = _Arguments(batch, length, width, A.shape[1], native.Team.current())
-        self.arguments.softplus = delta_softplus
+        self.arguments.softplus, self.arguments.complex = delta_softplus, A.is_complex()
         self.point(u=u, delta=delta, z=z, A=A, D=D, bias=delta_bias, initial=initial_state)
         self.point(reset=reset)
         self.point(**{"B" if B.ndim == 3 else "constant_B": B})
@@ -171,28 +178,56 @@ class _Call:
             if x is None:
                 continue
             x = native.adjacent(x) if name in _ROWS else x.contiguous()
+            if self.source == _GENERAL:
+                x = x.resolve_conj().resolve_neg()
+                if x.dtype in _ROUNDED:
+                    x = x.to(self.precision)
             self.tensors.append(x)
-            value: Any = native.Rows.of(x) if name in _ROWS else x.data_ptr()
+            value: Any = x.data_ptr()
+            if name in _ROWS:
+                value = native.Rows.of(x) if self.source == _REAL else _unconverted_rows(x)
             setattr(self.arguments, name, value)
 
+    def receive(self, **results: Tensor | None) -> None:
+        """Sets fields to tensors that `run` fills, through the state's precision if that is all
+        the library writes."""
+        for name, x in results.items():
+            if x is not None and self.source == _GENERAL and x.dtype in _ROUNDED:
+                exact = native.empty(tuple(x.shape), self.precision)
+                self.received.append((x, exact))
+                x = exact
+            self.point(**{name: x})
+
     def run(self, direction: str) -> None:
-        library = _library()
+        library = _library(self.source)
         pointer = ctypes.byref(self.arguments)
-        workspace = library.scan_workspace(pointer, direction == "backward")
-        self.point(workspace=native.empty((workspace,)))
-        (library.scan_backward if direction == "backward" else library.scan_forward)(pointer)
+        general = (self.precision == torch.float64,) if self.source == _GENERAL else ()
+        size = library.scan_workspace(pointer, direction == "backward", *general)
+        self.point(workspace=native.empty((size,), self.precision))
+        run = library.scan_backward if direction == "backward" else library.scan_forward
+        run(pointer, *general)
+        for x, exact in self.received:
+            x.copy_(exact)
 
 
-def _library() -> ctypes.CDLL:
-    return _declared(native.load(_SOURCE))
+def _source(A: Tensor) -> Path:
+    return _REAL if A.dtype == torch.float32 else _GENERAL
+
+
+def _unconverted_rows(x_BLD: Tensor) -> native.Rows:
+    return native.Rows(x_BLD.data_ptr(), x_BLD.stride(0), x_BLD.stride(1), 0, 0)
+
+
+def _library(source: Path) -> ctypes.CDLL:
+    return _declared(native.load(source), source == _GENERAL)
 
 
 @functools.cache
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    library.scan_chunk.restype = ctypes.c_int64
+def _declared(library: ctypes.CDLL, general: bool) -> ctypes.CDLL:
+    precision = (ctypes.c_int32,) if general else ()
     library.scan_workspace.restype = ctypes.c_int64
-    library.scan_workspace.argtypes = (ctypes.c_void_p, ctypes.c_int32)
+    library.scan_workspace.argtypes = (ctypes.c_void_p, ctypes.c_int32, *precision)
     for function in (library.scan_forward, library.scan_backward):
-        function.argtypes = (ctypes.c_void_p,)
+        function.argtypes = (ctypes.c_void_p, *precision)
         function.restype = None
     return library

@@ -226,17 +226,16 @@ class _Call:
     def add(self, **tensors: Tensor | None) -> None:
         """Sequences keep their strides but for the last, states become planes (N, D)."""
         for name, x in tensors.items():
-            sequence = name in ("u", "delta", "z", "dy") or (name in ("B", "C") and x.ndim == 3)
-            if x is not None and sequence:
+            batch_stride = time_stride = 0
+            if x is not None and (name in ("u", "delta", "z", "dy", "B", "C") and x.ndim == 3):
                 x = _numbers(x if x.stride(-1) == 1 else x.contiguous())
+                batch_stride, time_stride = x.stride()[:2]
             elif x is not None and name != "reset" and x.ndim > 1:
                 x = _planes(x)
             elif x is not None:
                 x = x.contiguous()
             self.tensors[name] = x
-            if name in ("u", "delta", "z", "dy", "B", "C"):
-                self.strides[f"{name}_b"] = x.stride(0) if x is not None and sequence else 0
-                self.strides[f"{name}_l"] = x.stride(1) if x is not None and sequence else 0
+            self.strides |= {f"{name}_b": batch_stride, f"{name}_l": time_stride}
 
     def tiles(self, states: int) -> tuple[int, ...]:
         """The shape of `states` states as kernels store them."""

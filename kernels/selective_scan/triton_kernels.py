@@ -11,7 +11,8 @@ forward keeps the state, and these into groups of STEPS, unrolled. Past the end 
 a state as it is.
 """
 
-# mypy: allow-untyped-defs
+# mypy: ignore-errors
+# ruff: noqa: RUF005  (Triton unpacks no tuples into tuples)
 from __future__ import annotations
 
 import functools
@@ -302,7 +303,7 @@ def backward(
             dys = _rows(dy + b * dy_b, dy_l, t, end, d, inside, STEPS)
             if z is not None:
                 zs = _rows(z + b * z_b, z_l, t, end, d, inside, STEPS)
-            hrs, his, ars, ais, Brs, Bis = (hr,), (hi,), (), (), (), ()
+            hrs, his, ars, ais = (hr,), (hi,), (), ()
             for i in tl.static_range(STEPS):
                 delta_d = _delta(deltas[i], bias_d, t + i, end, SOFTPLUS)
                 ar, ai = _decay(delta_d, Ar, Ai, COMPLEX)
@@ -387,7 +388,7 @@ def backward(
         tl.store(dD + chunk_number * width + d, dD_d, mask=inside)
     if dbias is not None:
         tl.store(dbias + chunk_number * width + d, dbias_d, mask=inside)
-    if dinitial is not None:
+    if dinitial is not None:  # noqa: SIM102  (known to the compiler; the next is not)
         if begin == 0:
             origin = _contract_offsets(b, d, n, width, STATE)
             _store_state(dinitial, origin, gr, gi, state, COMPLEX)
@@ -517,7 +518,7 @@ def _load_projection(x, stride, t, end, n, STATE: tl.constexpr, COMPLEX: tl.cons
 
 @triton.jit
 def _load_row(row, offsets, n, STATE: tl.constexpr):
-    if STATE == n.shape[0]:
+    if n.shape[0] == STATE:
         return tl.load(row + offsets)[:, None]
     else:
         return tl.load(row + offsets, mask=n < STATE, other=0.0)[:, None]

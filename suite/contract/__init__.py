@@ -110,7 +110,7 @@ def alternatives(hint: Any, value: Any) -> list[Any]:
         found += [0.5, 0.25, 1.0, 2.0]
     elif hint is NoneType:
         found = [None]
-    elif kind is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+    elif kind is tuple and arguments[-1] is Ellipsis and arguments[0] is not str:
         short = list(value[:-1]) if isinstance(value, tuple | list) and value else []
         found = [(), tuple(short)]
         if arguments[0] is int:

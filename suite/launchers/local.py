@@ -83,6 +83,7 @@ class _Launch:
         self.results, self.execution, self.on_event = results, execution, on_event
         self.pending = deque(cells)
         self.waiting: deque[tuple[float, Cell]] = deque()  # others' cells, and when to look again
+        self.told: set[str] = set()  # cells that the user knows to be others'
         self.finished: list[Record] = []
         self.mutex = threading.Lock()
         self.workers: dict[int, _Worker] = {}
@@ -154,6 +155,10 @@ class _Launch:
         if path_of(self.results, cell).exists():
             self._done(index, cell)
         elif lock.busy(self.results, cell):
+            if cell.digest not in self.told:
+                self.told.add(cell.digest)
+                message = f"{cell.label}: another runner has it; waiting"
+                self.on_event(index, cell, {"event": "log", "level": "INFO", "message": message})
             self._put_off(cell)
         else:
             if index not in self.workers:
@@ -165,10 +170,12 @@ class _Launch:
             elif ended == "busy":
                 self._put_off(cell)
             elif ended == "paused":
-                if one.reason is not None:
-                    self._record_end(cell, index, one.reason, _last_lines(one.log))
                 # A worker that was told to stop takes no more cells.
                 _close(self.workers.pop(index))
+                if one.reason is not None:
+                    self._record_end(cell, index, one.reason, _last_lines(one.log))
+                else:
+                    self._put_off(cell)
             else:
                 code = _close(self.workers.pop(index))
                 if one.reason is not None or not self.stopping.is_set():
@@ -190,6 +197,7 @@ class _Launch:
                     stderr=errors,
                     text=True,
                     env=env,
+                    start_new_session=True,  # a signal to the whole group is the launcher's to pass
                 )
         except OSError as error:
             raise StorageError(
@@ -216,8 +224,7 @@ class _Launch:
                     raise StorageError(event["message"])
                 case "running":
                     one.since = time.monotonic()
-                case _:
-                    self.on_event(one.index, cell, event)
+            self.on_event(one.index, cell, event)
         return "died"
 
     def _enforce_limits(self) -> None:

@@ -41,11 +41,13 @@ def main() -> None:
     import torch
 
     from seqbench.suite.configuration import build_config
+    from seqbench.suite.environment import keep_freed_memory
     from seqbench.suite.execution import Execution
     from seqbench.suite.records import StorageError
 
     results = Path(sys.argv[1])
     execution = build_config(Execution, json.loads(sys.argv[2]), "execution")
+    keep_freed_memory()
     torch.set_num_threads(execution.threads)
     logger = logging.getLogger("seqbench")
     logger.setLevel(logging.INFO)

@@ -54,16 +54,16 @@ def write_report(
             f"report: {results / 'records'} holds no record{which}; run it first "
             f"(seqbench run {grid or 'quickstart'}) or name another folder with --results"
         )
-    records = [r for row in rows(records, cells) for r in row.records]
-    verdicts = verdict.verdicts(results, records, grid)
+    ordered = tuple(r for row in rows(records, cells) for r in row.records)
+    verdicts = verdict.verdicts(results, ordered, grid)
     judged = {v.name: verdict.table(v) for v in verdicts}
-    drawn_tables = [*_tables(records, cells, grid), *judged.values()]
+    drawn_tables = [*_tables(ordered, cells, grid), *judged.values()]
     names = {r.digest: line.row.name for v in verdicts for line in v.lines for r in line.records}
-    drawn_plots = list(plots.draw_all(records, cells, grid, names, results))
+    drawn_plots = list(plots.draw_all(ordered, cells, grid, names, results))
     drawn_plots += [p for v in verdicts if (p := plots.against_bands(v)) is not None]
-    page = html.page(records, drawn_tables, drawn_plots, grid=grid, cells=cells)
+    page = html.page(ordered, drawn_tables, drawn_plots, grid=grid, cells=cells)
 
-    everything = [r.digest for r in records]
+    everything = [r.digest for r in ordered]
     grids = {v.name: v.grid for v in verdicts}
     content: dict[str, tuple[bytes, Iterable[str]]] = {}
     for table in drawn_tables:
@@ -78,7 +78,7 @@ def write_report(
     content["index.html"] = page.encode(), everything
 
     selection = None if cells is None else sorted(wanted)
-    manifest = _manifest(results, content, records, grid, selection, grids)
+    manifest = _manifest(results, content, ordered, grid, selection, grids)
     try:
         _remove_outdated(results, content)
         for name, (data, _) in content.items():

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from seqbench.suite.experiment import Cell
@@ -112,7 +112,34 @@ class Row:
 
 
 def rows(records: Sequence[Record], cells: Sequence[Cell] | None = None) -> list[Row]:
-    """The rows, tasks and models in the order of `cells` where given, else by name."""
+    """The rows, tasks and models in the order of `cells` where given, else by name.
+
+    They are kept for the last tuple of records: a report asks for the same ones again and again.
+    """
+    if isinstance(records, tuple):
+        return list(_kept_rows(_Same(records), _Same(cells)))
+    return _rows(records, cells)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Equal to what holds the very same object."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+@lru_cache(maxsize=1)
+def _kept_rows(records: _Same, cells: _Same) -> list[Row]:
+    return _rows(records.value, cells.value)
+
+
+def _rows(records: Sequence[Record], cells: Sequence[Cell] | None) -> list[Row]:
     by_task: dict[tuple[str, str], list[Group]] = {}
     for group in _groups(records):
         by_task.setdefault((group.task, group.scale), []).append(group)

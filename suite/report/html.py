@@ -44,7 +44,7 @@ def page(
         ("cost", "Cost", _table(by_name["cost"])),
         ("paper", "Beside the paper", _table(by_name["paper"]) if "paper" in by_name else ""),
         ("failures", "Cells without results", _table(by_name["status"])),
-        ("cells", "All cells", _table(_cells(found), tall=True)),
+        ("cells", "All cells", _table(_cells(found), tall=True, ids=True)),
         ("provenance", "Provenance", _provenance(records, found)),
     ]
     sections = [s for s in sections if s[2]]
@@ -88,7 +88,8 @@ def _verdicts(tables: Sequence[Table], plots: Sequence[Plot]) -> str:
     parts = []
     for table in tables:
         if table.name.startswith("verdict-"):
-            parts.append(_table(table, titled=True, open_notes=True))
+            tall = len(table.rows) > 30
+            parts.append(_table(table, titled=True, open_notes=True, tall=tall))
             parts += [_figure(p) for p in plots if p.name == table.name]
     return "\n".join(parts)
 
@@ -132,7 +133,12 @@ def _figure(plot: Plot) -> str:
 
 
 def _table(
-    table: Table, *, open_notes: bool = False, tall: bool = False, titled: bool = False
+    table: Table,
+    *,
+    open_notes: bool = False,
+    tall: bool = False,
+    titled: bool = False,
+    ids: bool = False,
 ) -> str:
     """A table with its notes; where each came from stands in a fold."""
     told = [n for n in table.notes if not n.startswith("Drawn from ")]
@@ -159,7 +165,7 @@ def _table(
         for c in columns
     )
     lines = "\n".join(
-        _row([row[i] for i in shown], columns, f"cell-{row[-1].text}" if tall else None)
+        _row([row[i] for i in shown], columns, f"cell-{row[-1].text}" if ids else None)
         for row in table.rows
     )
     return (

@@ -53,9 +53,12 @@ DASHES = ("-", "--", ":", "-.")
 INK = "#24292f"
 MUTED = "#6e7781"
 GOOD, BAD = "#116329", "#b3261e"
-# A plot holds so many lines, the best ones; a report draws so many panels, the first ones.
+# A plot holds so many lines, the best ones; a report draws so many panels, the first ones, and
+# fewer where there are thousands of records: a panel takes two seconds.
 MOST_LINES = 12
-MOST_PANELS = 8
+MOST_PANELS = 16
+MANY_RECORDS = 1000
+PANELS_OF_MANY = 5
 WIDTH = 10.0  # inches; at 100 dots per inch what a README shows
 DPI = 100
 
@@ -98,7 +101,7 @@ def draw_all(
     everything = _panels(found, style, names or {})
     if not everything:
         return
-    panels = everything[:MOST_PANELS]
+    panels = everything[: MOST_PANELS if len(records) <= MANY_RECORDS else PANELS_OF_MANY]
     yield overview(panels, style, grid, len(everything))
     for panel in panels:
         if any(len(r.curve) > 1 for r in panel.records):
@@ -308,7 +311,19 @@ def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
                     continue
                 found.sort(key=lambda p: p[0])
                 s = replace(style[name] if by_model else entries[0].style, dash="")
-                _line_with_bars(axis, [p[0] for p in found], [p[1] for p in found], scale, s, name)
+                if not by_model:
+                    xs, scores = [p[0] for p in found], [p[1] for p in found]
+                    _line_with_bars(axis, xs, scores, scale, s, name)
+                else:
+                    axis.plot(
+                        [p[0] for p in found],
+                        [scale * p[1].mean for p in found],
+                        color=s.color,
+                        marker=s.marker,
+                        markersize=4.5,
+                        linestyle="none",
+                        label=name,
+                    )
                 points += [(x, scale * score.mean) for x, score in found]
             axis.set_xscale("log")
             _log_ticks(axis, [p[0] for p in points])
@@ -335,6 +350,8 @@ def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
         f"Test headline against cost; {_bars_note()} Grey steps: the Pareto front, where no model "
         "is both cheaper and better. Chance and baselines are left out where they lie far off."
     )
+    if by_model:
+        caption += f" A mark is one of {len(panel.entries)} settings, without its interval."
     return page.plot(f"cost-{panel.slug}", caption, [r.digest for r in panel.records])
 
 
@@ -1061,6 +1078,7 @@ def _figure(
     # Whatever a user's matplotlibrc says, the same records give the same picture.
     with matplotlib.rc_context(matplotlib.rcParamsDefault), matplotlib.rc_context(settings):
         page = _Page(Figure(figsize=(WIDTH, height + 0.6), dpi=DPI), title, records, labels)
+        page.figure.set_figheight(height + 0.6 + 0.2 * max(0, page.legend_lines - 2))
         yield page
         page.finish()
         page.png = _saved(page.figure, "png", {"Software": None})
@@ -1097,10 +1115,21 @@ def _log_ticks(axis: Axes, values: Sequence[float]) -> None:
         ]
         if len(found) >= 3:
             break
-    room = axis.get_window_extent().width / axis.figure.dpi / 0.42  # labels side by side
-    found = found[:: math.ceil(len(found) / room)]
+    # Labels side by side, each with its 0.42 inches; the roundest ticks first.
+    apart = (high - low) * 0.42 * axis.figure.dpi / axis.get_window_extent().width
+    shown: list[float] = []
+    for tick in sorted(found, key=lambda v: (_roundness(v), v)):
+        if all(abs(math.log10(tick / other)) > apart for other in shown):
+            shown.append(tick)
+    found = sorted(shown)
     axis.set_xticks(found, [compact(v) for v in found])
     axis.set_xticks([], minor=True)
+
+
+def _roundness(value: float) -> int:
+    """0 for 100, 1 for 300 and 500, 2 for the others."""
+    leading = round(value / 10 ** math.floor(math.log10(value)), 6)
+    return {1: 0, 2: 1, 3: 1, 5: 1}.get(int(leading), 2) if leading == int(leading) else 2
 
 
 def _binary(value: float) -> str:

@@ -122,7 +122,9 @@ def by_variant(
     """For each row with test variants (other lengths, say): models x variants of the headline."""
     made = []
     for row in rows(records, cells):
-        labels = sorted({v for r in row.records for v in r.variants}, key=_variant_key)
+        labels = sorted(
+            {v for r in row.records for v in (*r.variants, *r.stopped)}, key=_variant_key
+        )
         example = row.example
         if example is None or not labels:
             continue
@@ -133,7 +135,7 @@ def by_variant(
                 (
                     Entry(text=model),
                     _estimated(group.score, example.headline),
-                    *(_estimated(scores[v], example.headline) for v in labels),
+                    *(_of_variant(group, v, scores[v], example.headline) for v in labels),
                 )
             )
             tidy += [
@@ -143,6 +145,7 @@ def by_variant(
                     "metric": example.headline,
                     **_tidy_estimate(s),
                     "chance": example.chance,
+                    "stopped": next((r.stopped[v] for r in group.done if v in r.stopped), ""),
                     "digests": " ".join(_digests(group.records)),
                 }
                 for v, s in {"": group.score, **scores}.items()
@@ -163,6 +166,7 @@ def by_variant(
                     f"Chance at the task's own setting: "
                     f"{_number(example.chance, example.headline).text}.",
                     *_legend([row], bold=False),
+                    *_stops(row),
                     provenance(row.records),
                 ),
                 digests=_digests(row.records),
@@ -513,6 +517,24 @@ def _estimated(score: Estimate | None, metric: str) -> Entry:
     return Entry(
         text=text if half is None else f"{text} ± {metric_text(half, metric)}", value=score.mean
     )
+
+
+def _of_variant(group: Group, label: str, score: Estimate | None, metric: str) -> Entry:
+    """The score, or that the model stopped before."""
+    if score is None and any(label in r.stopped for r in group.done):
+        return Entry(text="stopped")
+    return _estimated(score, metric)
+
+
+def _stops(row: Row) -> list[str]:
+    """A note for each model that stopped: where first, and why."""
+    notes = []
+    for model, group in row.groups.items():
+        found = {v: why for r in group.done for v, why in r.stopped.items()}
+        if found:
+            first = min(found, key=_variant_key)
+            notes.append(f"{model} stopped at {first}: {found[first]}.")
+    return notes
 
 
 def _number(value: float | None, metric: str) -> Entry:

@@ -276,15 +276,14 @@ def _notes(verdict: Verdict) -> list[str]:
         )
     if any(len(line.values) == 1 for line in verdict.lines):
         notes.append("A number without ± is from one seed: no interval.")
-    stopped: dict[str, list[str]] = {}
+    stopped: dict[str, str] = {}  # row -> where first, and why
     for line in verdict.lines:
-        for record in line.records:
-            reason = record.stopped.get(line.row.variant)
-            if reason is not None and line.verdict == "stopped":
-                names = stopped.setdefault(reason, [])
-                text = f"{line.row.name} at {line.row.variant}"
-                names += [text] if text not in names else []
-    notes += [f"Stopped: {', '.join(names)}: {reason}." for reason, names in stopped.items()]
+        reasons = [
+            r.stopped[line.row.variant] for r in line.records if line.row.variant in r.stopped
+        ]
+        if line.verdict == "stopped" and reasons:
+            stopped.setdefault(line.row.name, f"at {line.row.variant}: {reasons[0]}")
+    notes += [f"{name} stopped {where}." for name, where in stopped.items()]
     notes += [
         f"The paper's (its scale, data and code, no part of the verdict): {source}."
         for source in dict.fromkeys(line.row.source for line in verdict.lines if line.row.source)

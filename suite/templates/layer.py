@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqbench.kernels.linear_attention import diagonal_recurrence
 from seqbench.models.base import SequenceLayer, State, no_weight_decay, require
-from seqbench.models.recurrence import diagonal_recurrence
 
 
 @dataclass(frozen=True, kw_only=True)

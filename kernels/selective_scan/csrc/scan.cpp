@@ -11,74 +11,18 @@
 
 #include "../../csrc/parallel.h"
 #include "../../csrc/simd.h"
+#include "arguments.h"
 
 namespace {
 
-#ifndef CHUNK_STEPS
-#define CHUNK_STEPS 32
-#endif
-constexpr int64_t CHUNK = CHUNK_STEPS;
-constexpr int64_t MAX_STATE = 256;
 // States in registers at a time: as many as leave room for A, the gradients and the polynomial.
 #if defined(__AVX512F__)
-#ifndef FWD_STATES
-#define FWD_STATES 8
-#endif
-#ifndef BWD_STATES
-#define BWD_STATES 8
-#endif
+constexpr int FWD_STATES = 8, BWD_STATES = 8;
 #else
-#define FWD_STATES 4
-#define BWD_STATES 4
+constexpr int FWD_STATES = 4, BWD_STATES = 4;
 #endif
 
-extern "C" struct ScanArgs {
-  int64_t batch, length, width, state;
-  Team team;
-  int32_t softplus, unused;
-  Rows u, delta, z, B, C;  // z, and B or C where they are constant: null
-  const float *A, *constant_B, *constant_C, *D, *bias, *initial;
-  const uint8_t* reset;
-  float* checkpoints;  // (batch, chunks, blocks, state, 16)
-  float* workspace;    // as many floats as scan_workspace says
-  // Forward
-  Rows y;
-  float* final_state;
-  // Backward; a null output is not wanted
-  Rows dy, du, ddelta, dz, dB, dC;
-  const float* dfinal;
-  float *dA, *dconstant_B, *dconstant_C, *dD, *dbias, *dinitial;
-};
-
-// Vectors at a time in what is done to whole chunks. The last ones of a short chunk hold old numbers.
-constexpr int STRIDE = 4;
-static_assert(CHUNK * BLOCK % (STRIDE * W) == 0);
-
-struct Span {  // steps of a chunk between resets
-  int64_t start, end;
-  bool reset;
-};
-
-struct Shape {
-  int64_t blocks, chunks, groups, segment, parts;
-  explicit Shape(const ScanArgs& a) {
-    blocks = (a.width + BLOCK - 1) / BLOCK;
-    chunks = (a.length + CHUNK - 1) / CHUNK;
-    // Enough groups to share among many cores, and no more: each adds a partial sum of dB and dC.
-    constexpr int64_t GROUPS = 32, PARTIAL_FLOATS = 1 << 20;
-    groups = (GROUPS + a.batch - 1) / a.batch;
-    groups = groups < blocks ? groups : blocks;
-    // Backward goes segment by segment so that the partial sums stay in the cache.
-    segment = PARTIAL_FLOATS / (a.batch * groups * 2 * a.state) / CHUNK;
-    segment = groups == 1 ? chunks : segment < 1 ? 1 : segment;
-    segment = segment < chunks ? segment : chunks;
-    // A task takes as many groups as the threads leave it: neighbours share pages and lines.
-    parts = a.team.threads > 1 ? (2 * a.team.threads + a.batch - 1) / a.batch : 1;
-    parts = parts < groups ? parts : groups;
-  }
-  int64_t first_block(int64_t group) const { return blocks * group / groups; }
-  int64_t first_group(int64_t part) const { return groups * part / parts; }
-};
+using ScanArgs = Arguments<float>;
 
 // Per block of channels, states by rows of 16 channels: (blocks, state, 16), zero beyond the width.
 void pack(const ScanArgs& a, const float* in, float scale, float* out) {
@@ -145,18 +89,6 @@ void write_state(const ScanArgs& a, const float* in, int64_t b, int64_t block, f
       out[(b * a.width + block * BLOCK + i) * a.state + n] = in[n * BLOCK + i];
 }
 
-int64_t spans_of(const ScanArgs& a, int64_t b, int64_t t, int64_t steps, Span* spans) {
-  const uint8_t* reset = a.reset ? a.reset + b * a.length + t : nullptr;
-  int64_t count = 0;
-  spans[count++] = {0, steps, reset && reset[0]};
-  for (int64_t i = 1; reset && i < steps; i++)
-    if (reset[i]) {
-      spans[count - 1].end = i;
-      spans[count++] = {i, steps, true};
-    }
-  return count;
-}
-
 // B or C of a chunk. Selective: the same number for all channels; constant: a row of 16 a state.
 struct Projection {
   const float* data;
@@ -214,6 +146,41 @@ INLINE void prefetch(const ScanArgs& a, const Rows& x, int64_t b, Place at) {
   prefetch_rows<false>(x, b, at.t, a.length - at.t < CHUNK ? a.length - at.t : CHUNK, at.d);
 }
 
+// A chunk of one block of channels in memory, where the block is whole; else a copy in `staging`.
+struct Tile {
+  void* data;
+  int64_t stride;
+  Tile(const Rows& x, int64_t b, int64_t t, int64_t d, int64_t valid, float* staging) {
+    const int64_t size = x.dtype == FLOAT32 ? 4 : 2;
+    const bool whole = valid == BLOCK;
+    const int64_t at = b * x.batch_stride + t * x.time_stride + d;
+    data = !x.data ? nullptr : whole ? x.data + at * size : (char*)staging;
+    stride = whole ? x.time_stride : BLOCK;
+  }
+  template <int TYPE>
+  vf get(int64_t i) const {
+    return load_as<TYPE>((const element<TYPE>*)data + i / BLOCK * stride + i % BLOCK);
+  }
+  template <int TYPE>
+  void put(int64_t i, vf x) const {
+    store_as<TYPE>((element<TYPE>*)data + i / BLOCK * stride + i % BLOCK, x);
+  }
+};
+Tile read_tile(const Rows& x, int64_t b, int64_t t, int64_t steps, int64_t d, int64_t valid,
+               float* staging) {
+  if (x.data && valid < BLOCK) read_rows(x, b, t, steps, d, valid, staging, BLOCK);
+  return Tile(x, b, t, d, valid, staging);
+}
+
+// f(Count<J>, i) for the vectors i/W .. i/W+J-1 of a chunk: four at a time as long as it fits.
+template <class F>
+INLINE void for_vectors(int64_t steps, const F& f) {
+  constexpr int MOST = V > 4 ? V : 4;
+  int64_t i = 0;
+  for (; i + MOST * W <= steps * BLOCK; i += MOST * W) f(Count<MOST>(), i);
+  for (; i < steps * BLOCK; i += BLOCK) f(Count<V>(), i);
+}
+
 // ---- Forward
 
 // h and y of a span for K states and one vector of channels; the rows are 16 floats apart.
@@ -236,10 +203,49 @@ static void recur(const Span& span, const float* delta, const float* x, float* y
   for (int k = 0; k < K; k++) store(state + k * BLOCK, h[k]);
 }
 
+// Δ, x = Δ u and what y starts from, D u; returns the largest |Δ|.
+template <int TYPE>
+static float enter(bool softplus, int64_t steps, Tile delta_in, Tile u_in, const float* bias,
+                   const float* D, float* delta, float* x, float* y) {
+  vf longest = splat(0.0f);
+  for_vectors(steps, [&](auto count, int64_t i) {
+    constexpr int J = decltype(count)::value;
+    vf dt[J];
+    for (int j = 0; j < J; j++)
+      dt[j] = delta_in.get<TYPE>(i + j * W) + load(bias + (i + j * W) % BLOCK);
+    if (softplus) softpluses<J>(dt, nullptr);
+    for (int j = 0; j < J; j++) {
+      const vf ut = u_in.get<TYPE>(i + j * W);
+      store(delta + i + j * W, dt[j]);
+      store(x + i + j * W, ut * dt[j]);
+      store(y + i + j * W, ut * load(D + (i + j * W) % BLOCK));
+      longest = max(abs(dt[j]), longest);
+    }
+  });
+  return largest_lane(longest);
+}
+
+// The gate, if there is one, and out.
+template <int TYPE>
+static void leave(int64_t steps, bool gated, Tile z_in, const float* y, Tile y_out) {
+  for_vectors(steps, [&](auto count, int64_t i) {
+    constexpr int J = decltype(count)::value;
+    vf z[J], out[J];
+    for (int j = 0; j < J; j++) out[j] = load(y + i + j * W);
+    if (gated) {
+      vf s[J];
+      for (int j = 0; j < J; j++) s[j] = z[j] = z_in.get<TYPE>(i + j * W);
+      sigmoids<J>(s);
+      for (int j = 0; j < J; j++) out[j] *= z[j] * s[j];
+    }
+    for (int j = 0; j < J; j++) y_out.put<TYPE>(i + j * W, out[j]);
+  });
+}
+
 template <bool SB, bool SC>
 static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                          int64_t part) {
-  alignas(64) float delta[CHUNK * BLOCK] = {}, u[CHUNK * BLOCK] = {}, y[CHUNK * BLOCK] = {};
+  alignas(64) float delta[CHUNK * BLOCK], u[CHUNK * BLOCK], y[CHUNK * BLOCK];
   alignas(64) float state[MAX_STATE * BLOCK];
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
   Span spans[CHUNK];
@@ -261,23 +267,14 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
       if (a.D) memcpy(D, a.D + d, valid * sizeof(float));
       if (a.bias) memcpy(bias, a.bias + d, valid * sizeof(float));
 
-      read_rows(a.delta, b, t, steps, d, valid, delta, BLOCK);
-      read_rows(a.u, b, t, steps, d, valid, u, BLOCK);
-      vf longest = splat(0.0f);
-      for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
-        vf dt[STRIDE];
-        for (int j = 0; j < STRIDE; j++)
-          dt[j] = load(delta + i + j * W) + load(bias + (i + j * W) % BLOCK);
-        if (a.softplus) softpluses<STRIDE>(dt, nullptr);
-        for (int j = 0; j < STRIDE; j++) {
-          const vf ut = load(u + i + j * W);
-          store(delta + i + j * W, dt[j]);
-          store(u + i + j * W, ut * dt[j]);
-          store(y + i + j * W, ut * load(D + (i + j * W) % BLOCK));
-          longest = max(abs(dt[j]), longest);
-        }
-      }
-      const bool within = largest_lane(longest) * w.steepest[block] <= EXP2_WITHIN;
+      const Tile delta_in = read_tile(a.delta, b, t, steps, d, valid, delta);
+      const Tile u_in = read_tile(a.u, b, t, steps, d, valid, u);
+      const float longest = with_type(
+          valid == BLOCK ? a.u.dtype : FLOAT32, [&](auto type) {
+            return enter<decltype(type)::value>(a.softplus, steps, delta_in, u_in, bias, D, delta,
+                                                u, y);
+          });
+      const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
 
       const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t + CHUNK, first * BLOCK};
       for (const Rows* x : {&a.delta, &a.u, &a.z}) prefetch(a, *x, b, next);
@@ -299,17 +296,11 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
       });
       if (ends) write_state(a, state, b, block, a.final_state);
 
-      if (a.z.data) {
-        read_rows(a.z, b, t, steps, d, valid, u, BLOCK);
-        for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
-          vf z[STRIDE], gate[STRIDE];
-          for (int j = 0; j < STRIDE; j++) gate[j] = z[j] = load(u + i + j * W);
-          sigmoids<STRIDE>(gate);
-          for (int j = 0; j < STRIDE; j++)
-            store(y + i + j * W, load(y + i + j * W) * (z[j] * gate[j]));
-        }
-      }
-      write_rows(a.y, b, t, steps, d, valid, y, BLOCK);
+      const Tile z_in = read_tile(a.z, b, t, steps, d, valid, u), y_out(a.y, b, t, d, valid, y);
+      with_type(valid == BLOCK ? a.u.dtype : FLOAT32, [&](auto type) {
+        leave<decltype(type)::value>(steps, a.z.data, z_in, y, y_out);
+      });
+      if (valid < BLOCK) write_rows(a.y, b, t, steps, d, valid, y, BLOCK);
     }
   }
 }
@@ -366,7 +357,7 @@ INLINE void add_lane_sums(const vf* p, float* out) {
 
 // sums: per step, dB of the K states, then dC, `stride` floats apart.
 template <int K, bool SB, bool SC>
-static void reverse(const Span& span, Rows16& r, int lane, const float* A, Projection B,
+static void reverse(const Span& span, Rows16& r, int lane, bool first, const float* A, Projection B,
                     Projection C, const Tape& tape, float* carry, float* dA, float* dB, float* dC,
                     float* sums, int64_t stride) {
   static const float zeros[K * W] = {};
@@ -380,7 +371,8 @@ static void reverse(const Span& span, Rows16& r, int lane, const float* A, Proje
   for (int64_t t = span.end - 1; t >= span.start; t--) {
     const vf dt = load(r.delta + t * BLOCK + lane), xt = load(r.x + t * BLOCK + lane);
     const vf dy = load(r.dy + t * BLOCK + lane);
-    vf ddt = load(r.ddelta + t * BLOCK + lane), dx = load(r.dx + t * BLOCK + lane);
+    vf ddt = first ? splat(0.0f) : load(r.ddelta + t * BLOCK + lane);
+    vf dx = first ? splat(0.0f) : load(r.dx + t * BLOCK + lane);
     const float* before = span.reset && t == span.start ? zeros : tape.state + t * K * W;
     const float* after = tape.state + (t + 1) * K * W;
     const float* decay = tape.decay + t * K * W;
@@ -434,10 +426,70 @@ void write_sums(const ScanArgs& a, const float* sums, int64_t b, int64_t t, int6
   if (a.dC.data) write_rows(a.dC, b, t, steps, 0, N, dC, N);
 }
 
+template <int TYPE>
+static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta_in, Tile u_in,
+                            Tile dy_in, Tile z_in, const float* bias, const float* D, Rows16& r) {
+  vf longest = splat(0.0f);
+  for_vectors(steps, [&](auto count, int64_t i) {
+    constexpr int J = decltype(count)::value;
+    vf dt[J], slope[J];
+    for (int j = 0; j < J; j++) {
+      dt[j] = delta_in.get<TYPE>(i + j * W) + load(bias + (i + j * W) % BLOCK);
+      slope[j] = splat(1.0f);
+    }
+    if (softplus) softpluses<J>(dt, slope);
+    for (int j = 0; j < J; j++) {
+      const vf ut = u_in.get<TYPE>(i + j * W);
+      store(r.delta + i + j * W, dt[j]);
+      store(r.slope + i + j * W, slope[j]);
+      store(r.u + i + j * W, ut);
+      store(r.x + i + j * W, ut * dt[j]);
+      longest = max(abs(dt[j]), longest);
+    }
+    vf z[J], s[J];
+    if (gated) {
+      for (int j = 0; j < J; j++) s[j] = z[j] = z_in.get<TYPE>(i + j * W);
+      sigmoids<J>(s);
+    }
+    for (int j = 0; j < J; j++) {
+      vf dy = dy_in.get<TYPE>(i + j * W);
+      if (gated) {
+        const vf gate = z[j] * s[j];
+        store(r.dgate + i + j * W, dy * (s[j] + gate * (1.0f - s[j])));
+        store(r.y + i + j * W, load(r.u + i + j * W) * load(D + (i + j * W) % BLOCK));
+        dy *= gate;
+      }
+      store(r.dy + i + j * W, dy);
+    }
+  });
+  return largest_lane(longest);
+}
+
+// Tiles are where a gradient goes, null where it is not wanted; dD and dbias are sums over time.
+template <int TYPE>
+static void leave_backward(int64_t steps, const Rows16& r, const float* D, Tile du, Tile ddelta,
+                           Tile dz, float* dD, float* dbias) {
+  for (int lane = 0; lane < BLOCK; lane += W) {
+    vf sum_D = load(dD + lane), sum_bias = load(dbias + lane);
+    const vf skip = load(D + lane);
+    for (int64_t i = lane; i < steps * BLOCK; i += BLOCK) {
+      const vf ut = load(r.u + i), dy = load(r.dy + i), dx = load(r.dx + i);
+      const vf dt = (load(r.ddelta + i) * LN2 + dx * ut) * load(r.slope + i);
+      sum_D += dy * ut;
+      sum_bias += dt;
+      if (ddelta.data) ddelta.put<TYPE>(i, dt);
+      if (du.data) du.put<TYPE>(i, dx * load(r.delta + i) + skip * dy);
+      if (dz.data) dz.put<TYPE>(i, load(r.y + i) * load(r.dgate + i));
+    }
+    store(dD + lane, sum_D);
+    store(dbias + lane, sum_bias);
+  }
+}
+
 template <bool SB, bool SC>
 static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                           int64_t part, int64_t first_chunk, int64_t last_chunk) {
-  Rows16 r = {};
+  Rows16 r;
   Tape tape;
   alignas(64) float sum_buffer[CHUNK * 2 * MAX_STATE];
   float* sums = sum_buffer;
@@ -476,40 +528,16 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
       if (a.D) memcpy(D, a.D + d, valid * sizeof(float));
       if (a.bias) memcpy(bias, a.bias + d, valid * sizeof(float));
 
-      read_rows(a.delta, b, t, steps, d, valid, r.delta, BLOCK);
-      read_rows(a.u, b, t, steps, d, valid, r.u, BLOCK);
-      read_rows(a.dy, b, t, steps, d, valid, r.dy, BLOCK);
-      if (a.z.data) read_rows(a.z, b, t, steps, d, valid, r.dgate, BLOCK);
-      vf longest = splat(0.0f);
-      for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
-        vf dt[STRIDE], slope[STRIDE];
-        for (int j = 0; j < STRIDE; j++) {
-          dt[j] = load(r.delta + i + j * W) + load(bias + (i + j * W) % BLOCK);
-          slope[j] = splat(1.0f);
-        }
-        if (a.softplus) softpluses<STRIDE>(dt, slope);
-        for (int j = 0; j < STRIDE; j++) {
-          store(r.delta + i + j * W, dt[j]);
-          store(r.slope + i + j * W, slope[j]);
-          store(r.x + i + j * W, load(r.u + i + j * W) * dt[j]);
-          store(r.ddelta + i + j * W, splat(0.0f));
-          store(r.dx + i + j * W, splat(0.0f));
-          longest = max(abs(dt[j]), longest);
-        }
-      }
-      const bool within = largest_lane(longest) * w.steepest[block] <= EXP2_WITHIN;
-      if (a.z.data)
-        for (int64_t i = 0; i < steps * BLOCK; i += STRIDE * W) {
-          vf z[STRIDE], s[STRIDE];
-          for (int j = 0; j < STRIDE; j++) s[j] = z[j] = load(r.dgate + i + j * W);
-          sigmoids<STRIDE>(s);
-          for (int j = 0; j < STRIDE; j++) {
-            const vf dy = load(r.dy + i + j * W), gate = z[j] * s[j];
-            store(r.dgate + i + j * W, dy * (s[j] + gate * (1.0f - s[j])));
-            store(r.dy + i + j * W, dy * gate);
-            store(r.y + i + j * W, load(r.u + i + j * W) * load(D + (i + j * W) % BLOCK));
-          }
-        }
+      const int32_t type = valid == BLOCK ? a.u.dtype : FLOAT32;
+      const Tile delta_in = read_tile(a.delta, b, t, steps, d, valid, r.delta);
+      const Tile u_in = read_tile(a.u, b, t, steps, d, valid, r.u);
+      const Tile dy_in = read_tile(a.dy, b, t, steps, d, valid, r.dy);
+      const Tile z_in = read_tile(a.z, b, t, steps, d, valid, r.dgate);
+      const float longest = with_type(type, [&](auto type) {
+        return enter_backward<decltype(type)::value>(a.softplus, a.z.data, steps, delta_in, u_in,
+                                                     dy_in, z_in, bias, D, r);
+      });
+      const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
 
       const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t - CHUNK, first * BLOCK};
       for (const Rows* x : {&a.delta, &a.u, &a.dy, &a.z}) prefetch(a, *x, b, next);
@@ -534,7 +562,7 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
             run(spans[s], r, lane, A, Bn, Cn, tape);
           }
           for (int64_t s = count - 1; s >= 0; s--)
-            reverse<K, SB, SC>(spans[s], r, lane, A, Bn, Cn, tape, w.carry + at_sum + at_state,
+            reverse<K, SB, SC>(spans[s], r, lane, n == 0, A, Bn, Cn, tape, w.carry + at_sum + at_state,
                                w.dA + at_sum + at_state, w.dB + at_sum + at_state,
                                w.dC + at_sum + at_state, sums + 2 * n, 2 * N);
         }
@@ -542,24 +570,17 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
 
       float* dD = w.dD + (b * shape.blocks + block) * BLOCK;
       float* dbias = w.dbias + (b * shape.blocks + block) * BLOCK;
-      for (int lane = 0; lane < BLOCK; lane += W) {
-        vf sum_D = load(dD + lane), sum_bias = load(dbias + lane);
-        const vf skip = load(D + lane);
-        for (int64_t i = lane; i < steps * BLOCK; i += BLOCK) {
-          const vf ut = load(r.u + i), dy = load(r.dy + i), dx = load(r.dx + i);
-          const vf ddelta = (load(r.ddelta + i) * LN2 + dx * ut) * load(r.slope + i);
-          sum_D += dy * ut;
-          sum_bias += ddelta;
-          store(r.ddelta + i, ddelta);
-          store(r.dx + i, dx * load(r.delta + i) + skip * dy);
-          if (a.dz.data) store(r.y + i, load(r.y + i) * load(r.dgate + i));
-        }
-        store(dD + lane, sum_D);
-        store(dbias + lane, sum_bias);
+      const Tile du(a.du, b, t, d, valid, r.dx);
+      const Tile ddelta(a.ddelta, b, t, d, valid, r.ddelta);
+      const Tile dz(a.dz, b, t, d, valid, r.y);
+      with_type(type, [&](auto type) {
+        leave_backward<decltype(type)::value>(steps, r, D, du, ddelta, dz, dD, dbias);
+      });
+      if (valid < BLOCK) {
+        if (du.data) write_rows(a.du, b, t, steps, d, valid, r.dx, BLOCK);
+        if (ddelta.data) write_rows(a.ddelta, b, t, steps, d, valid, r.ddelta, BLOCK);
+        if (dz.data) write_rows(a.dz, b, t, steps, d, valid, r.y, BLOCK);
       }
-      if (a.du.data) write_rows(a.du, b, t, steps, d, valid, r.dx, BLOCK);
-      if (a.ddelta.data) write_rows(a.ddelta, b, t, steps, d, valid, r.ddelta, BLOCK);
-      if (a.dz.data) write_rows(a.dz, b, t, steps, d, valid, r.y, BLOCK);
 
       if (block + 1 == shape.first_block(group + 1)) {
         if ((SB || SC) && shape.groups == 1) write_sums(a, sums, b, t, steps);
@@ -611,15 +632,13 @@ void with_projections(const ScanArgs& a, const F& f) {
 
 extern "C" {
 
-int64_t scan_chunk() { return CHUNK; }
-
 int64_t scan_workspace(const ScanArgs* a, int32_t backward) {
-  return Workspace(*a, Shape(*a), backward).size;
+  return Workspace(*a, Shape(*a, false), backward).size;
 }
 
 void scan_forward(const ScanArgs* args) {
   const ScanArgs& a = *args;
-  const Shape shape(a);
+  const Shape shape(a, false);
   Workspace w(a, shape, false);
   w.pack_parameters(a, shape.blocks);
   with_projections(a, [&](auto sb, auto sc) {
@@ -632,7 +651,7 @@ void scan_forward(const ScanArgs* args) {
 
 void scan_backward(const ScanArgs* args) {
   const ScanArgs& a = *args;
-  const Shape shape(a);
+  const Shape shape(a, false);
   Workspace w(a, shape, true);
   w.pack_parameters(a, shape.blocks);
   for (int64_t last = shape.chunks; last > 0;) {

@@ -199,9 +199,22 @@ def test_variants_table() -> None:
     assert table.rows[0][2].value == pytest.approx(0.7)
 
 
+def test_variants_say_where_a_model_stopped_and_why() -> None:
+    made = [record(variants={"length=512": {"accuracy": 0.5}, "length=1024": {"accuracy": 0.4}})]
+    stopped = {"length=1024": "out of memory: 9 GB of 8"}
+    some = {"length=512": {"accuracy": 0.6}}
+    made.append(record(model="transformer-rope", variants=some, stopped=stopped))
+    (table,) = tables.by_variant(made)
+    assert [e.text for e in table.rows[1]] == ["transformer-rope", "90.0", "60.0", "stopped"]
+    told = "transformer-rope stopped at length=1024: out of memory: 9 GB of 8."
+    assert told in table.notes
+    assert [line["stopped"] for line in table.tidy][-1] == "out of memory: 9 GB of 8"
+
+
 def test_cost_reads_what_ran() -> None:
     (row,) = tables.cost([record(seed=0), record(seed=1, train_seconds=80.0)]).rows
     texts = [e.text for e in row]
+    assert "16.4 KB" in texts  # 4096 numbers of a state in float32
     assert "70K" in texts and "600 MB" in texts and "synthetic processor, 1 thread" in texts
     assert "cpu" in texts
 

@@ -97,7 +97,9 @@ def test_mean_and_interval_by_hand(drawn: Table) -> None:
 def test_title_says_the_scale_and_notes_say_why_a_model_stopped(drawn: Table) -> None:
     assert drawn.title.startswith("Table 1: copying: verdict at cpu scale (not the paper's)")
     assert drawn.notes[0] == "2 of 7 banded rows inside their band, 2 without results."
-    assert any("RoPE at length=32768: out of memory: 32 GB" in note for note in drawn.notes)
+    assert any(
+        "RoPE stopped at length=32768: out of memory: 32 GB." in note for note in drawn.notes
+    )
     assert any("no part of the verdict): Table 1, length 4096" in note for note in drawn.notes)
     assert [line["verdict"] for line in drawn.tidy][-2:] == ["stopped", "not run"]
 

@@ -1,0 +1,1 @@
+"""A task, a layer and a grid for seqbench, in a package of their own."""

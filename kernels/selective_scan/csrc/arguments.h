@@ -1,0 +1,74 @@
+// What Python passes to a scan (cpu.py), how its work is shared, and its steps between resets.
+//
+// T is the state's precision; where A is complex so are B, C, the states and their gradients, stored
+// as pairs of T.
+
+#pragma once
+
+#include "../../csrc/parallel.h"
+#include "../../csrc/simd.h"
+
+constexpr int64_t CHUNK = 32;  // cpu.py has it too
+constexpr int64_t MAX_STATE = 256;
+
+template <class T>
+struct Arguments {
+  int64_t batch, length, width, state;
+  Team team;
+  int32_t softplus, complex;
+  Rows u, delta, z, B, C;  // z, and B or C where they are constant: null
+  const T *A, *constant_B, *constant_C, *D, *bias, *initial;
+  const uint8_t* reset;
+  T* checkpoints;  // (batch, chunks, blocks, state, 16)
+  T* workspace;    // as many numbers as the library's workspace function says
+  // Forward
+  Rows y;
+  T* final_state;
+  // Backward; a null output is not wanted
+  Rows dy, du, ddelta, dz, dB, dC;
+  const T* dfinal;
+  T *dA, *dconstant_B, *dconstant_C, *dD, *dbias, *dinitial;
+};
+
+// How the work is shared: blocks of 16 channels in groups, groups in parts (tasks), chunks in segments.
+struct Shape {
+  int64_t blocks, chunks, groups, segment, parts;
+  // `summed`: a group's sums of dB and dC go through memory even where it is the only one.
+  template <class T>
+  Shape(const Arguments<T>& a, bool summed) {
+    blocks = (a.width + BLOCK - 1) / BLOCK;
+    chunks = (a.length + CHUNK - 1) / CHUNK;
+    // Enough groups to share among many cores, and no more: each adds a partial sum of dB and dC.
+    constexpr int64_t GROUPS = 32, PARTIAL_NUMBERS = 1 << 20;
+    groups = (GROUPS + a.batch - 1) / a.batch;
+    groups = groups < blocks ? groups : blocks;
+    // Backward goes segment by segment so that the partial sums stay in the cache.
+    segment = PARTIAL_NUMBERS / (a.batch * groups * 2 * (1 + a.complex) * a.state) / CHUNK;
+    segment = groups == 1 && !summed ? chunks : segment < 1 ? 1 : segment;
+    segment = segment < chunks ? segment : chunks;
+    // A task takes as many groups as the threads leave it: neighbours share pages and lines.
+    parts = a.team.threads > 1 ? (2 * a.team.threads + a.batch - 1) / a.batch : 1;
+    parts = parts < groups ? parts : groups;
+  }
+  int64_t first_block(int64_t group) const { return blocks * group / groups; }
+  int64_t first_group(int64_t part) const { return groups * part / parts; }
+};
+
+struct Span {
+  int64_t start, end;
+  bool reset;
+};
+
+// The spans of the chunk at t; at most as many as it has steps.
+template <class T>
+static int64_t spans_of(const Arguments<T>& a, int64_t b, int64_t t, int64_t steps, Span* spans) {
+  const uint8_t* reset = a.reset ? a.reset + b * a.length + t : nullptr;
+  int64_t count = 0;
+  spans[count++] = {0, steps, reset && reset[0]};
+  for (int64_t i = 1; reset && i < steps; i++)
+    if (reset[i]) {
+      spans[count - 1].end = i;
+      spans[count++] = {i, steps, true};
+    }
+  return count;
+}

@@ -1,0 +1,34 @@
+"""The mean Δ of a model's S6 layers, as a term of the loss that makes selection sparse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbench.models.layers.s6 import S6
+
+
+class Deltas:
+    """Watches the S6 layers of a model in training."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen: list[tuple[S6, Tensor]] = []
+        for layer in model.modules():
+            if isinstance(layer, S6):
+                layer.register_forward_pre_hook(self._see)
+
+    def mean(self) -> Tensor:
+        """Δ's mean in the last forward pass, with its gradient, added over layers; forgets it then.
+
+        0 for a model without S6.
+        """
+        means = [layer.dynamics(x_BLD)[0].mean() for layer, x_BLD in self._seen]
+        self._seen.clear()
+        return torch.stack(means).sum() if means else torch.zeros(())
+
+    def _see(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if layer.training and torch.is_grad_enabled():
+            assert isinstance(layer, S6)
+            self._seen.append((layer, inputs[0]))

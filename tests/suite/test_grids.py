@@ -1,0 +1,72 @@
+"""The grids: every cell resolves, rows of a verdict ask for cells that run, budgets are equal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from seqbench.suite.configuration import resolve
+from seqbench.suite.discovery import grid_module
+from seqbench.suite.experiment import Cell
+
+GRIDS = ("table1", "table2", "ablations-synthetic", "length-4096")
+
+
+def cells(grid: str, scale: str) -> list[Cell]:
+    return [resolve(request, 0) for request in grid_module(grid).requests(scale)]
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_expected_row_is_a_cell_of_the_grid(grid: str, scale: str) -> None:
+    module = grid_module(grid)
+    digests = {cell.digest for cell in cells(grid, scale)}
+    for row in module.expected(scale):
+        cell = resolve(row.request, 0)
+        assert cell.digest in digests
+        length = row.variant.removeprefix("length=")
+        assert not length or int(length) in cell.task_config["test_lengths"]
+    assert len({row.name for row in module.expected(scale)}) == len(module.expected(scale))
+    assert "Cost:" in module.__doc__ and "Expected:" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("grid", "seeds"), [("table1", 3), ("table2", 3), ("ablations-synthetic", 2)]
+)
+def test_all_rows_have_one_recipe_and_as_many_seeds(grid: str, seeds: int) -> None:
+    found = cells(grid, "cpu")
+    # Table 2 gives each model its rate, as the paper does.
+    assert len({repr(replace(cell.train, lr=1.0)) for cell in found}) == 1
+    assert grid == "table2" or len({cell.train.lr for cell in found}) == 1
+    assert len({repr(cell.task_config) for cell in found}) == 1
+    assert len(grid_module(grid).SEEDS) >= seeds
+
+
+def test_table_1_has_the_papers_pairs_at_near_equal_size() -> None:
+    from seqbench.models.build import build_model
+
+    def size(cell: Cell) -> int:
+        config: dict[str, Any] = dict(cell.model_config)
+        return build_model(cell.model, vocab_size=16, **config).num_parameters
+
+    found = cells("table1", "cpu")
+    assert len(found) == 8 and found[0].task_config["num_tokens"] == 16
+    sizes = [size(cell) for cell in found]
+    assert max(sizes) < 1.15 * min(sizes)
+    assert {cell.model_config["d_model"] for cell in cells("table1", "paper")} == {64}
+
+
+def test_the_ablations_switch_what_they_say() -> None:
+    options = [
+        tuple(cell.model_config[f"selective_{name}"] for name in ("dt", "B", "C"))
+        for cell in cells("ablations-synthetic", "cpu")[:5]
+    ]
+    assert options == [
+        (False, False, False),
+        (False, True, False),
+        (False, False, True),
+        (True, False, False),
+        (True, True, True),
+    ]
