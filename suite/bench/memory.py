@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from seqbench.kernels import selective_scan as scan_package
+from seqbench.kernels.selective_scan import chunked_scan, selective_scan
 from seqbench.models.base import CausalModule
 from seqbench.models.build import build_model
 from seqbench.models.segments import segmented
@@ -174,8 +174,6 @@ def _measured(way: str, length: int, device: str, before: Sequence[Row]) -> Row:
     job: Callable[..., Callable[[], object]] = _layer_job
     if way.startswith("scan"):
         job = _scan_job
-        if way.endswith("pieces") and not hasattr(scan_package, "chunked_scan"):
-            return Row(way=way, length=length, not_run="there is no chunked_scan")
     shorter = [row for row in before if row.way == way and row.peak]
     available = available_memory()
     if device == "cpu" and shorter and available is not None:
@@ -212,9 +210,9 @@ def _scan_job(length: int, in_pieces: bool, device: str) -> Callable[[], object]
     """The scan of that layer alone, its inputs given."""
     width = 2 * WIDTH
     A = -torch.arange(1.0, STATE + 1, device=device).repeat(width, 1).requires_grad_()
-    scan: Callable[..., Any] = scan_package.selective_scan
-    if in_pieces:
-        scan = getattr(scan_package, "chunked_scan")  # noqa: B009  (may be missing)
+    scan: Callable[..., Any] = (
+        partial(chunked_scan, segment=SEGMENT) if in_pieces else selective_scan
+    )
 
     def step(length: int) -> None:
         u, delta, z = (
