@@ -35,8 +35,8 @@ class TrainConfig:
     # solved to many digits are; lower it to train on.
     eps: float = 1e-8
     clip: float = 1.0  # gradient norm; 0: no clipping
-    # Weight in the loss of the mean Δ of every S6 layer (no other layer has one): Δ falls towards 0
-    # wherever the task does not need it, so that what is kept stays kept at any length.
+    # Weight in the loss of the mean log Δ of every S6 layer (no other layer has one): Δ falls
+    # towards 0 wherever the task does not need it, and what is kept stays kept at any length.
     delta_penalty: float = 0.0
     eval_every: int = 100  # steps between validations
     eval_batches: int = 8  # validation batches at most

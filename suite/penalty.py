@@ -1,4 +1,7 @@
-"""The mean Δ of a model's S6 layers, as a term of the loss that makes selection sparse."""
+"""The mean log Δ of a model's S6 layers, as a term of the loss that makes selection sparse.
+
+Of the logarithm, because Δ's own gradient, through the softplus, fades with it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from seqbench.models.layers.s6 import S6
+
+FLOOR = 1e-9  # a Δ below it is as good as 0 over a million tokens, and is pushed no further
 
 
 class Deltas:
@@ -19,12 +24,14 @@ class Deltas:
             if isinstance(layer, S6):
                 layer.register_forward_pre_hook(self._see)
 
-    def mean(self) -> Tensor:
-        """Δ's mean in the last forward pass, with its gradient, added over layers; forgets it then.
+    def mean_log(self) -> Tensor:
+        """The mean of log Δ in the last forward pass, added over layers, with its gradient, once.
 
         0 for a model without S6.
         """
-        means = [layer.dynamics(x_BLD)[0].mean() for layer, x_BLD in self._seen]
+        means = [
+            layer.dynamics(x_BLD)[0].clamp(min=FLOOR).log().mean() for layer, x_BLD in self._seen
+        ]
         self._seen.clear()
         return torch.stack(means).sum() if means else torch.zeros(())
 

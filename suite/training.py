@@ -145,7 +145,7 @@ class CellModule(lightning.LightningModule):
             )
             loss = nats * self._world / (batch.targets != IGNORE).sum().to(nats.device)
         if self._deltas is not None:
-            loss = loss + self.cell.train.delta_penalty * self._deltas.mean()
+            loss = loss + self.cell.train.delta_penalty * self._deltas.mean_log()
         if self.stage is not None:
             scored = targets != IGNORE
             right = (logits_BLV.detach().argmax(-1) == targets) & scored
