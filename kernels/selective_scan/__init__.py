@@ -91,22 +91,34 @@ def selective_scan_step(
     *,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One time step of `selective_scan`: y (B, D) and the next state (B, D, N).
 
     Shapes: state (B, D, N); u, delta, z (B, D); B and C each (B, N) or (B, 1, N) selective, or
     (D, N) constant. Where the batch is as large as the width only (B, 1, N) tells them apart.
+    `cpu` has a step of its own, for a float32 state without gradients, which `auto` takes where it
+    can; every other backend's step is these few operations of PyTorch.
     """
+    B, C = (_step_projection(name, x, state) for name, x in (("B", B), ("C", C)))
+    if backend in ("auto", "cpu") and state.device.type == "cpu":
+        cpu = dispatch.load("selective_scan", "cpu")
+        inputs = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+        reason = cpu.refuse_step(state=state, **inputs)
+        if reason is None:
+            y_BD, state = cpu.step(state, *inputs.values(), delta_softplus)
+            return y_BD.to(u.dtype), state
+        if backend == "cpu":
+            raise dispatch.BackendRefused(f"selective_scan_step: backend 'cpu' refuses: {reason}")
     params, real = state.dtype, state.real.dtype
     delta_BD, u_BD = delta.to(real), u.to(real)
     if delta_bias is not None:
         delta_BD = delta_BD + delta_bias
     if delta_softplus:
         delta_BD = F.softplus(delta_BD)
-    B_, C_ = (_step_projection(name, x, state).to(params) for name, x in (("B", B), ("C", C)))
     decay_BDN = torch.exp(delta_BD[..., None] * A.to(params))
-    state = decay_BDN * state + (delta_BD * u_BD)[..., None] * B_
-    y_BD = (C_ * state).sum(-1)
+    state = decay_BDN * state + (delta_BD * u_BD)[..., None] * B.to(params)
+    y_BD = (C.to(params) * state).sum(-1)
     if params.is_complex:
         y_BD = 2 * y_BD.real
     if D is not None:

@@ -42,11 +42,11 @@ def chunked_scan(
     """`selective_scan` in segments of `segment` steps: the same values and gradients, less memory.
 
     Beside inputs, outputs and gradients it holds a state (B, D, N) for each segment and what one
-    segment's own scan needs. Backward scans forward once more, so a step costs about a quarter more.
+    segment's own scan needs. Backward scans forward once more: about a quarter more time.
 
     Raises ValueError for a segment below 1, and what `selective_scan` raises.
     """
-    tensors = dict(
+    tensors: dict[str, Any] = dict(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias,
         initial_state=initial_state, reset=reset,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def chunked_scan(
         segment = max(_LEAST, math.isqrt(32 * length))
     if segment < 1:
         raise ValueError(f"chunked_scan: segment is {segment}; it must be at least 1 step")
-    options = {"delta_softplus": delta_softplus, "backend": backend}
+    options: dict[str, Any] = {"delta_softplus": delta_softplus, "backend": backend}
     if length <= segment:
         return package.selective_scan(**tensors, **options, return_final_state=return_final_state)
     y, final_state = _Segments.apply(segment, options, tuple(tensors), *tensors.values())
@@ -92,6 +92,8 @@ class _Segments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dstate: Tensor | None) -> Any:
+        if dy is None and dstate is None:
+            return (None,) * (3 + len(ctx.names))
         count = len(ctx.names)
         call = dict(zip(ctx.names, ctx.saved_tensors[:count]))
         starts = [call["initial_state"], *ctx.saved_tensors[count:]]
@@ -135,7 +137,7 @@ class _Segments(torch.autograd.Function):
         return None, None, None, *(gradients.get(name) for name in ctx.names)
 
 
-def _piece(call: dict[str, Tensor | None], first: int, segment: int) -> dict[str, Tensor | None]:
+def _piece(call: dict[str, Any], first: int, segment: int) -> dict[str, Any]:
     """The call's tensors with the segment's steps only."""
     return {
         name: x[:, first : first + segment] if x is not None and _in_pieces(name, x) else x

@@ -121,6 +121,54 @@ def backward(
     return tuple(gradients)
 
 
+def refuse_step(*, state: Tensor, **inputs: Tensor | None) -> str | None:
+    """Why `step` cannot take the call, or None."""
+    given = (state, *(x for x in inputs.values() if x is not None))
+    if any(x.device.type != "cpu" for x in given):
+        return "a tensor is not on the CPU"
+    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in given):
+        return "a tensor has no memory of its own (a subclass of Tensor)"
+    if state.dtype != torch.float32:
+        return f"the state is {state.dtype}; it takes float32"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return "a gradient is asked for; a step has none here (use torch.no_grad)"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot look into it"
+    return native.refusal(_REAL)
+
+
+def step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """y (B, D) in float32 and the next state; B and C broadcast to (B, D, N)."""
+    batch, width, n = state.shape
+    after, y = torch.empty(state.shape), torch.empty(batch, width)
+    arguments = _StepArguments(batch, width, n, native.Team.current(), delta_softplus)
+    given = dict(before=state, u=u, delta=delta, z=z, A=A, B=B, C=C, D=D, bias=delta_bias)
+    kept = []
+    for name, x in (*given.items(), ("after", after), ("y", y)):
+        if x is None:
+            continue
+        if x.dtype != torch.float32 or not x.is_contiguous():
+            x = x.float().contiguous()
+        kept.append(x)
+        setattr(arguments, name, x.data_ptr())
+        if name in "BC":
+            selective = x.ndim == 3 and x.shape[0] == batch and x.shape[1] == 1
+            setattr(arguments, f"{name}_strides", (n, 0) if selective else (0, n))
+    _library(_REAL).scan_step(ctypes.byref(arguments))
+    return y, after
+
+
 _ROWS = ("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC")
 
 
@@ -140,6 +188,19 @@ class _Arguments(ctypes.Structure):
         *((name, native.Rows) for name in ("dy", "du", "ddelta", "dz", "dB", "dC")),
         *((name, ctypes.c_void_p) for name in ("dfinal", "dA", "dconstant_B", "dconstant_C")),
         *((name, ctypes.c_void_p) for name in ("dD", "dbias", "dinitial")),
+    )
+
+
+class _StepArguments(ctypes.Structure):
+    """StepArgs of scan.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "width", "state")),
+        ("team", native.Team),
+        ("softplus", ctypes.c_int64),
+        *((name, ctypes.c_int64 * 2) for name in ("B_strides", "C_strides")),
+        *((name, ctypes.c_void_p) for name in ("before", "u", "delta", "z", "A", "B", "C")),
+        *((name, ctypes.c_void_p) for name in ("D", "bias", "after", "y")),
     )
 
 
@@ -230,4 +291,7 @@ def _declared(library: ctypes.CDLL, general: bool) -> ctypes.CDLL:
     for function in (library.scan_forward, library.scan_backward):
         function.argtypes = (ctypes.c_void_p, *precision)
         function.restype = None
+    if not general:
+        library.scan_step.argtypes = (ctypes.c_void_p,)
+        library.scan_step.restype = None
     return library

@@ -189,6 +189,7 @@ class ScanBench(Result):
         width = statistics.mode(size.width for size in sizes)  # of the series over lengths
         rows = [row for row in self.rows if row.size.width == width]
         labels = list(dict.fromkeys(row.label for row in rows))
+        suffix = " bfloat16" if self._on_gpu else ""  # all of them: the title says so
         styles = {
             label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], "-" if i < 8 else "--")
             for i, label in enumerate(labels)
@@ -201,7 +202,7 @@ class ScanBench(Result):
                 axes.plot(
                     [r.size.length for r in timed],
                     [getattr(r, measure).median * self._unit(r.size) for r in timed],
-                    label=label if timed else f"{label} (not run)",
+                    label=label.removesuffix(suffix) + ("" if timed else " (not run)"),
                     color=colour,
                     marker=marker,
                     linestyle=dash,

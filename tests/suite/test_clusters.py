@@ -79,10 +79,9 @@ def test_the_cells_of_a_lost_ray_node_run_on_another(ray_cluster: Any, tmp_path:
     assert len(ray_cluster.list_all_nodes()) == 1
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_slurm_job_runs_its_cell_and_one_that_fails_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.filterwarnings("ignore")  # submitit leaves files to the collector
+def test_a_slurm_job_runs_its_cell(tmp_path: Path) -> None:
+    """In submitit's local executor, which starts a job's process here."""
     pytest.importorskip("submitit", reason="needs the extra cluster")
     from seqbench.suite.launchers import slurm as launcher
 
@@ -90,14 +89,25 @@ def test_a_slurm_job_runs_its_cell_and_one_that_fails_is_recorded(
     (record,) = launcher.run([cell(0)], tmp_path, Execution(device="cpu"), parameters=options)
     assert record.status == "done" and load_all(tmp_path) == [record]
 
-    def broken(self: Any, plain: Any) -> None:
-        raise RuntimeError("the node caught fire")
 
-    monkeypatch.setattr(launcher._Job, "__call__", broken)
-    options = {"cluster": "debug"}
-    (record,) = launcher.run([cell(1)], tmp_path, Execution(device="cpu"), parameters=options)
-    assert record.status == "failed" and record.error is not None
-    assert "the node caught fire" in record.error
+def test_a_slurm_job_that_ends_without_a_record_gets_one(tmp_path: Path) -> None:
+    from seqbench.suite.launchers import slurm as launcher
+
+    class Lost:
+        job_id, state = "7_0", "NODE_FAIL"
+
+        def exception(self) -> Exception:
+            return RuntimeError("Traceback\nRuntimeError: the node caught fire")
+
+        def stderr(self) -> str:
+            return "smoke\n"
+
+    record = launcher._collect(Lost(), cell(0), tmp_path)
+    assert record.status == "failed" and record.log == ("smoke",)
+    assert record.error == (
+        "SLURM job 7_0 ended without a record, in state NODE_FAIL: RuntimeError: the node caught fire"
+    )
+    assert load_all(tmp_path) == [record]
 
 
 def test_slurm_options_reach_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -628,6 +628,71 @@ void with_projections(const ScanArgs& a, const F& f) {
     a.constant_C ? f(Yes(), No()) : f(Yes(), Yes());
 }
 
+// ---- One step
+
+// W floats from p on, 0 beyond the `valid` first.
+INLINE vf load_some(const float* p, int64_t valid) {
+  if (valid >= W) return load(p);
+  float padded[W] = {};
+  memcpy(padded, p, valid * sizeof(float));
+  return load(padded);
+}
+INLINE void store_some(float* p, vf x, int64_t valid) {
+  memcpy(p, &x, (valid < W ? valid : W) * sizeof(float));
+}
+
+struct StepArgs {
+  int64_t batch, width, state;
+  Team team;
+  int64_t softplus;
+  int64_t B_strides[2], C_strides[2];  // over the batch and over channels; one of them 0
+  const float *before, *u, *delta, *z, *A, *B, *C, *D, *bias;  // z, D, bias: null if absent
+  float *after, *y;
+};
+
+// Of one sequence: states lie along memory, so here they are the lanes. K vectors at a time; more than
+// one only where they divide the states.
+template <int K>
+static void step_task(const StepArgs& a, int64_t b) {
+  const int64_t N = a.state;
+  for (int64_t d = 0; d < a.width; d += W) {
+    const int64_t valid = a.width - d, at = b * a.width + d;
+    float dt[W], x[W], y[W] = {};
+    vf delta = load_some(a.delta + at, valid);
+    const vf u = load_some(a.u + at, valid);
+    if (a.bias) delta += load_some(a.bias + d, valid);
+    if (a.softplus) softpluses<1>(&delta, nullptr);
+    store(dt, delta);
+    store(x, delta * u);
+    for (int64_t c = 0; c < W && c < valid; c++) {
+      const float* B = a.B + b * a.B_strides[0] + (d + c) * a.B_strides[1];
+      const float* C = a.C + b * a.C_strides[0] + (d + c) * a.C_strides[1];
+      const float *A = a.A + (d + c) * N, *before = a.before + (at + c) * N;
+      vf sum = splat(0.0f);
+      for (int64_t n = 0; n < N; n += K * W) {
+        const int64_t left = K > 1 ? W : N - n;
+        vf decay[K];
+        for (int k = 0; k < K; k++) decay[k] = load_some(A + n + k * W, left) * (dt[c] * LOG2E);
+        exp2s<K, false>(decay);
+        for (int k = 0; k < K; k++) {
+          const int64_t i = n + k * W;
+          const vf h = decay[k] * load_some(before + i, left) + load_some(B + i, left) * x[c];
+          sum += load_some(C + i, left) * h;
+          store_some(a.after + (at + c) * N + i, h, left);
+        }
+      }
+      y[c] = lane_sums<1, 1>(&sum)[0];
+    }
+    vf out = load(y);
+    if (a.D) out += load_some(a.D + d, valid) * u;
+    if (a.z) {
+      const vf z = load_some(a.z + at, valid);
+      out *= z * sigmoid(z);
+    }
+    store_some(a.y + at, out, valid);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -673,6 +738,13 @@ void scan_backward(const ScanArgs* args) {
   add_batch(a, w.dC, a.state, a.dconstant_C);
   add_batch(a, w.dD, 1, a.dD);
   add_batch(a, w.dbias, 1, a.dbias);
+}
+
+void scan_step(const StepArgs* a) {
+  const auto task = a->state % (4 * W) == 0   ? step_task<4>
+                    : a->state % (2 * W) == 0 ? step_task<2>
+                                              : step_task<1>;
+  parallel_for(a->team, a->batch, [&](int64_t b) { task(*a, b); });
 }
 
 }  // extern "C"
