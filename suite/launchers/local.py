@@ -126,7 +126,10 @@ class _Launch:
     def _stop(self) -> None:
         self.stopping.set()
         for one in list(self.workers.values()):
-            one.pause()
+            if one.since is None:
+                one.process.kill()  # still starting: there is nothing to keep
+            else:
+                one.pause()
 
     def _serve(self, index: int) -> None:
         try:
