@@ -18,6 +18,8 @@ perfect at 256 and down to chance from some length on.
 
 from __future__ import annotations
 
+from typing import Any
+
 from seqbench.suite.expectation import Expected
 from seqbench.suite.experiment import Request
 
@@ -64,8 +66,7 @@ def expected(scale: str) -> list[Expected]:
 
 
 def _request(model: str, width: int, rate: float, scale: str) -> Request:
+    settings: dict[str, Any] = {"model.d_model": width, "train.lr": rate, **CPU}
     if scale == "paper":  # the rate that was the paper's best of two
         settings = {"model.d_model": width, "train.lr": 1e-3 if model == "mamba" else 2e-4}
-    else:
-        settings = {"model.d_model": width, "train.lr": rate, **CPU}
     return Request(task="induction-heads", model=model, scale=scale, settings=settings)
