@@ -9,6 +9,8 @@ autograd), exponentials per second over those this GPU does, and, last, the time
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,7 +44,17 @@ def _exponentials(x, ROUNDS: tl.constexpr):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the default configuration only")
+    parser.add_argument("--compile", metavar="CONFIGURATION", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.compile:
+        gate() if arguments.compile == "gate" else compile_kernels(arguments.compile)
+        return
+    # Each configuration's kernels are compiled by a process of its own, into the cache they share.
+    labels = ["gate", *(["default"] if arguments.quick else CONFIGURATIONS)]
+    for process in [
+        subprocess.Popen([sys.executable, "-P", __file__, "--compile", label]) for label in labels
+    ]:
+        process.wait()
     exps, bandwidth = peaks()
     name = torch.cuda.get_device_name()
     print(f"{name}: {exps / 1e12:.2f} T exp2/s, copies {bandwidth / 1e12:.2f} TB/s")
@@ -83,26 +95,64 @@ def gate() -> None:
         assert max(errors) < 1e-4
 
 
+DEFAULTS = {
+    name: getattr(scan, f"_{name}")
+    for name in ("STEPS", "NUMBERS", "LANES", "EVERY", "PROGRAMS_TO_FILL", "PROGRAMS_WANTED")
+}
+
+
+def steps(forward: int, backward: int) -> dict[str, Any]:
+    passes = dict.fromkeys(("forward", "chunk_states", "chunk_adjoints"), forward)
+    return {"STEPS": {**DEFAULTS["STEPS"], **passes, "backward": backward}}
+
+
+# Numbers of a state tile a lane, channels side by side, steps unrolled, chunks.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "steps 4, 4": steps(4, 4),
+    "steps 8, 2": steps(8, 2),
+    "4 a lane, 8, 4": {"NUMBERS": 4},
+    "4 a lane, 8, 8": {"NUMBERS": 4, **steps(8, 8)},
+    "16 a lane, 4, 2": {"NUMBERS": 16, **steps(4, 2)},
+    "16 a lane, 4, 4": {"NUMBERS": 16, **steps(4, 4)},
+    "8, 16 wide": {"LANES": 16},
+    "16, 16 wide, 4, 2": {"NUMBERS": 16, "LANES": 16, **steps(4, 2)},
+    "16, 32 wide, 4, 2": {"NUMBERS": 16, "LANES": 32, **steps(4, 2)},
+    "every 16": {"EVERY": 16},
+    "programs 8": {"PROGRAMS_TO_FILL": 8, "PROGRAMS_WANTED": 8},
+    "programs 12": {"PROGRAMS_TO_FILL": 12, "PROGRAMS_WANTED": 12},
+    "programs 32": {"PROGRAMS_WANTED": 32},
+    "programs 64": {"PROGRAMS_WANTED": 64},
+}
+
+
+def configure(changes: dict[str, Any]) -> None:
+    for name, value in {**DEFAULTS, **changes}.items():
+        setattr(scan, f"_{name}", value)
+
+
+def compile_kernels(label: str) -> None:
+    """Runs a configuration once whole and once in chunks."""
+    call, dy = draw(1, 64, 512, 16, torch.bfloat16)
+    for wanted in (0, 1):
+        configure({**CONFIGURATIONS[label], "PROGRAMS_TO_FILL": wanted * 2**20})
+        try:
+            checkpoints = scan.forward(**call)[2]
+            needs = (True,) * 8 + (False,)
+            scan.backward(dy, None, **call, checkpoints=checkpoints, needs=needs)
+        except Exception as error:
+            print(f"{label}: {error!s:.200}")
+
+
 def tune(title: str, shape: tuple[int, int, int, int], exps: float, *, quick: bool) -> None:
     batch, length, width, state = shape
     call, dy = draw(*shape, torch.bfloat16)
     needs = (True,) * 8 + (False,)
-    defaults = dict(scan._STEPS), scan._PROGRAMS_TO_FILL, scan._PROGRAMS_WANTED
     elements = batch * length * width * state
-    configurations: list[tuple[str, dict[str, int], int | None]] = [("default", {}, None)]
-    if not quick:
-        configurations += [
-            ("forward 2", {"forward": 2, "chunk_states": 2, "chunk_adjoints": 2}, None),
-            ("forward 8", {"forward": 8, "chunk_states": 8, "chunk_adjoints": 8}, None),
-            ("backward 4", {"backward": 4}, None),
-            *((f"programs {n}", {}, n) for n in (0, 4, 8, 12, 24, 32)),
-        ]
-    for label, steps, programs in configurations:
-        if title in ("long", "paper 32K") and programs == 0:
-            continue
-        scan._STEPS.update(steps)
-        if programs is not None:
-            scan._PROGRAMS_TO_FILL, scan._PROGRAMS_WANTED = programs, programs
+    for label, changes in CONFIGURATIONS.items():
+        if quick and changes:
+            break
+        configure(changes)
         try:
             checkpoints = scan.forward(**call)[2]
             forward = time(partial(scan.forward, **call))
@@ -110,16 +160,14 @@ def tune(title: str, shape: tuple[int, int, int, int], exps: float, *, quick: bo
                 partial(scan.backward, dy, None, **call, checkpoints=checkpoints, needs=needs)
             )
             print(
-                f"{title:10s} {label:12s} forward {forward * 1e3:8.3f} ms"
+                f"{title:10s} {label:18s} forward {forward * 1e3:8.3f} ms"
                 f" {elements / forward / exps:5.1%}   backward {backward * 1e3:8.3f} ms"
                 f" {2 * elements / backward / exps:5.1%} (of 2 exps)",
                 flush=True,
             )
         except Exception as error:
-            print(f"{title:10s} {label:12s} {type(error).__name__}: {str(error)[:200]}", flush=True)
-        scan._STEPS.clear()
-        scan._STEPS.update(defaults[0])
-        scan._PROGRAMS_TO_FILL, scan._PROGRAMS_WANTED = defaults[1:]
+            print(f"{title:10s} {label:18s} {type(error).__name__}: {str(error)[:200]}", flush=True)
+    configure({})
 
 
 def attention() -> None:
@@ -176,7 +224,7 @@ def draw(
 
 def time(run: Callable[[], Any]) -> float:
     """Median seconds."""
-    return float(triton.testing.do_bench(run, warmup=50, rep=150, return_mode="median")) / 1e3
+    return float(triton.testing.do_bench(run, warmup=20, rep=60, return_mode="median")) / 1e3
 
 
 if __name__ == "__main__":

@@ -19,15 +19,17 @@ from seqbench.kernels.selective_scan import triton_kernels as kernels
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_STATE = 256
-_EVERY = 32  # steps between the states forward keeps
+_EVERY = 8  # steps between the states forward keeps
 _INTERPRETED = triton.knobs.runtime.interpret
 
-# Steps unrolled together, by kernel: independent loads and exponentials to hide latency behind,
-# against registers. backward keeps two state tiles a step.
-_STEPS = {"forward": 4, "chunk_states": 4, "chunk_starts": 2, "chunk_adjoints": 4, "backward": 2}
-_LANES = 32
-_NUMBERS = 16 * _LANES  # in a state tile
-_PROGRAMS_TO_FILL = 3  # a multiprocessor, below which the length is cut
+# Steps unrolled together, by kernel, at most _EVERY: fewer passes through shared memory, against
+# registers. backward keeps two state tiles a step.
+_STEPS = {"forward": 8, "chunk_states": 8, "chunk_starts": 2, "chunk_adjoints": 8, "backward": 4}
+_WARP = 32
+_NUMBERS = 8  # of a state tile, a lane
+_LANES = 8  # channels side by side in a warp: rows of 32 bytes
+_MAX_BLOCK = 32  # channels of a program
+_PROGRAMS_TO_FILL = 6  # a multiprocessor, below which the length is cut
 _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
 
 
@@ -59,8 +61,8 @@ def refuse(
 
 
 def checkpoints_shape(batch: int, length: int, width: int, state: int) -> tuple[int, ...]:
-    """The states before every 32 steps, in tiles of whole blocks of channels."""
-    return batch, -(-length // _EVERY), state, -(-width // _LANES) * _LANES
+    """The states before every 8 steps, in tiles of whole blocks of channels."""
+    return batch, -(-length // _EVERY), state, -(-width // _MAX_BLOCK) * _MAX_BLOCK
 
 
 def forward(
@@ -162,7 +164,6 @@ def backward(
             "backward",
             ends=ends,
             checkpoints=_numbers(checkpoints),
-            scratch=call.scratch(),
             **{name: _numbers(x) for name, x in outputs.items()},
         )
     gradients = []
@@ -179,10 +180,16 @@ def backward(
 class _Plan(NamedTuple):
     """How a call is divided into programs."""
 
-    block: int  # channels of a program
+    groups: int  # of channels of a program
+    lanes: int  # channels of a group
     rows: int  # N, up to a power of 2
     chunk: int  # steps of a program
     chunks: int
+
+    @property
+    def block(self) -> int:
+        """Channels of a program."""
+        return self.groups * self.lanes
 
 
 class _Call:
@@ -211,9 +218,7 @@ class _Call:
         self.blocks = triton.cdiv(self.width, self.plan.block)
         self.tensors: dict[str, Tensor | None] = {}
         self.strides: dict[str, int] = {}
-        # Every program of a time step reads B and C: converted once, not by each.
-        wide = [x if x.is_complex() else x.to(torch.float32) for x in (B, C)]
-        self.add(u=u, delta=delta, A=A, B=wide[0], C=wide[1], D=D, z=z)
+        self.add(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z)
         self.add(bias=delta_bias, initial=initial_state)
         self.add(reset=None if reset is None else reset.view(torch.uint8))
         self.options = {
@@ -256,11 +261,6 @@ class _Call:
             torch.empty(number, 2, self.width, **options),
         )
 
-    def scratch(self) -> Tensor:
-        """What backward keeps its groups' first states in."""
-        groups = self.batch * self.chunks * (_EVERY // _STEPS["backward"])
-        return torch.empty(self.tiles(groups), dtype=torch.float32, device=self.A.device)
-
     def run(self, name: str, **more: Any) -> None:
         """Launches the kernel `name`, with what its parameters ask for by name."""
         kernel = getattr(kernels, name)
@@ -274,7 +274,8 @@ class _Call:
             "chunks": self.chunks,
             "STATE": self.A.shape[1],
             "ROWS": self.plan.rows,
-            "BLOCK": self.plan.block,
+            "GROUPS": self.plan.groups,
+            "LANES": self.plan.lanes,
             "EVERY": _EVERY,
             "STEPS": _STEPS[name],
             **more,
@@ -288,15 +289,17 @@ class _Call:
 def plan(
     batch: int, length: int, width: int, state: int, complex: bool, multiprocessors: int
 ) -> _Plan:
-    """A state tile of 16 numbers a lane, and chunks for as many programs as fill the GPU."""
+    """A state tile of _NUMBERS a lane, and chunks for as many programs as fill the GPU."""
     rows = triton.next_power_of_2(state)
-    block = min(_LANES, triton.next_power_of_2(width), max(1, _NUMBERS // rows // (1 + complex)))
+    block = _NUMBERS * _WARP // rows // (1 + complex)
+    block = max(1, min(block, _MAX_BLOCK, triton.next_power_of_2(width)))
+    lanes = min(block, max(_LANES, _WARP // rows))
     programs = batch * triton.cdiv(width, block)
     wanted = 1
     if programs < _PROGRAMS_TO_FILL * multiprocessors:
         wanted = triton.cdiv(_PROGRAMS_WANTED * multiprocessors, programs)
     chunk = triton.cdiv(triton.cdiv(length, wanted), _EVERY) * _EVERY
-    return _Plan(block, rows, chunk, triton.cdiv(length, chunk))
+    return _Plan(block // lanes, lanes, rows, chunk, triton.cdiv(length, chunk))
 
 
 def _multiprocessors(x: Tensor) -> int:

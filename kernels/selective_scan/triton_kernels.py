@@ -1,10 +1,12 @@
 """The Triton kernels of the selective scan; `triton.py` beside this launches them.
 
-A program, one warp, owns a block of channels, all N states of each in registers, and walks through
-time. State tiles are (N, channels), one channel a lane, so that a sum over N stays in a lane; the
-compiler follows the layout of loads, and spreads one it knows to be aligned four numbers a lane:
-it is told nothing of the alignment of pointers to states. Complex numbers are pairs of tiles; of a
-real one the second is never used.
+A program, one warp, owns a block of channels and walks through time. Its state tiles are (GROUPS,
+N, LANES), channel group * LANES + lane: the compiler spreads the last two over the warp's lanes and
+keeps the rest in registers, so that a lane holds a few states of a few channels. What enters the
+recurrence is loaded and transformed STEPS at a time, as (STEPS, GROUPS, LANES) tiles spread over
+lanes, no lane doing another's work, the next tiles while this one is walked; a step's row of such a
+tile is handed to all lanes through shared memory. Complex numbers are pairs of tiles; of a real one
+the second is never used.
 
 A chunk of time is what one program scans. It divides into blocks of EVERY steps, at whose starts
 forward keeps the state, and these into groups of STEPS, unrolled. Past the end Δ is 0, which leaves
@@ -37,7 +39,7 @@ _jit = functools.partial(
     triton.jit,
     do_not_specialize=["length", "chunk", "chunks"],
     do_not_specialize_on_alignment=[
-        "A", "initial", "starts", "ends", "edge", "checkpoints", "scratch", "dfinal", "dA"
+        "A", "initial", "starts", "ends", "edge", "checkpoints", "dfinal", "dA"
     ],
 )  # fmt: skip
 
@@ -48,57 +50,73 @@ def forward(
     y, final, checkpoints,
     u_b, u_l, delta_b, delta_l, z_b, z_l, B_b, B_l, C_b, C_l,
     length, width, chunk, chunks,
-    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     EVERY: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
     SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr,
 ):  # fmt: skip
     """y, the states every EVERY steps, and the final state, from `starts` or `initial`."""
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
+    BLOCK: tl.constexpr = GROUPS * LANES
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     Br, Bi = _load_constant(B, d, n, state, width, STATE, COMPLEX, SELECTIVE_B)
     Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
     hr, hi = _first_state(initial, starts, b, b * chunks + k, block, d, n, state, tile, width,
-                          STATE, ROWS, BLOCK, COMPLEX)  # fmt: skip
-    bias_d = _load_vector(bias, d, inside, BLOCK)
-    D_d = _load_vector(D, d, inside, BLOCK)
+                          STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
+    bias_d = _load_vector(bias, d, inside, GROUPS, LANES)
+    D_d = _load_vector(D, d, inside, GROUPS, LANES)
     checkpoint = b * tl.cdiv(length, EVERY) + begin // EVERY
+    u += b * u_b
+    delta += b * delta_b
     y += b * length * width
-    us = _rows(u + b * u_b, u_l, begin, end, d, inside, STEPS)
-    deltas = _rows(delta + b * delta_b, delta_l, begin, end, d, inside, STEPS)
+    next_u = _load_steps(u, u_l, begin, begin, end, d, inside, STEPS)
+    next_delta = _load_steps(delta, delta_l, begin, begin, end, d, inside, STEPS)
+    if z is not None:
+        z += b * z_b
+        next_z = _load_steps(z, z_l, begin, begin, end, d, inside, STEPS)
+    if SELECTIVE_B:
+        B += b * B_b
+        next_B = _load_projections(B, B_l, begin, begin, end, n, STATE, STEPS, COMPLEX)
+    if SELECTIVE_C:
+        C += b * C_b
+        next_C = _load_projections(C, C_l, begin, begin, end, n, STATE, STEPS, COMPLEX)
     for t in range(begin, end, STEPS):
         if t % EVERY == 0:
             kept = _tile(checkpoints, checkpoint, block, width, STATE, BLOCK, COMPLEX)
             _store_tile(kept, tile, hr, hi, n, STATE, BLOCK, COMPLEX)
             checkpoint += 1
-        us_next = _rows(u + b * u_b, u_l, t + STEPS, end, d, inside, STEPS)
-        deltas_next = _rows(delta + b * delta_b, delta_l, t + STEPS, end, d, inside, STEPS)
+        u_SD, raw_SD = next_u.to(tl.float32), next_delta.to(tl.float32)
+        next_u = _load_steps(u, u_l, t + STEPS, begin, end, d, inside, STEPS)
+        next_delta = _load_steps(delta, delta_l, t + STEPS, begin, end, d, inside, STEPS)
         if z is not None:
-            zs = _rows(z + b * z_b, z_l, t, end, d, inside, STEPS)
-        ys = ()
+            z_SD = next_z.to(tl.float32)
+            next_z = _load_steps(z, z_l, t + STEPS, begin, end, d, inside, STEPS)
+        Bs, Cs = (Br, Bi), (Cr, Ci)
+        if SELECTIVE_B:
+            Bs = next_B
+            next_B = _load_projections(B, B_l, t + STEPS, begin, end, n, STATE, STEPS, COMPLEX)
+        if SELECTIVE_C:
+            Cs = next_C
+            next_C = _load_projections(C, C_l, t + STEPS, begin, end, n, STATE, STEPS, COMPLEX)
+        delta_SD = _delta(raw_SD, bias_d, t, end, SOFTPLUS, STEPS)
+        deltas, drives = _two_rows(delta_SD, delta_SD * u_SD, STEPS, GROUPS, LANES)
+        Bs = _projections(Bs, STEPS, ROWS, COMPLEX, SELECTIVE_B)
+        Cs = _projections(Cs, STEPS, ROWS, COMPLEX, SELECTIVE_C)
+        outs = ()
         for i in tl.static_range(STEPS):
-            u_d = us[i].to(tl.float32)
-            delta_d = _delta(deltas[i], bias_d, t + i, end, SOFTPLUS)
-            ar, ai = _decay(delta_d, Ar, Ai, COMPLEX)
+            ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
             ar, ai = _cut(ar, ai, reset, b * length + t + i, t + i < end, COMPLEX)
-            if SELECTIVE_B:
-                Br, Bi = _load_projection(B + b * B_b, B_l, t + i, end, n, STATE, COMPLEX)
-            hr, hi = _advance(hr, hi, ar, ai, (delta_d * u_d)[None, :], Br, Bi, COMPLEX)
-            if SELECTIVE_C:
-                Cr, Ci = _load_projection(C + b * C_b, C_l, t + i, end, n, STATE, COMPLEX)
-            y_d = _read(hr, hi, Cr, Ci, COMPLEX)
-            if D is not None:
-                y_d += D_d * u_d
-            if z is not None:
-                z_d = zs[i].to(tl.float32)
-                y_d *= z_d * _sigmoid(z_d)
-            ys = ys + (y_d,)
-        first_y = y + tl.cast(t, tl.int64) * width
-        for i in tl.static_range(STEPS):
-            row = first_y + (i * width + d)
-            tl.store(row, ys[i].to(y.dtype.element_ty), mask=inside & (t + i < end))
-        us, deltas = us_next, deltas_next
+            Br, Bi = _projection(Bs, i, SELECTIVE_B)
+            hr, hi = _advance(hr, hi, ar, ai, drives[i], Br, Bi, COMPLEX)
+            Cr, Ci = _projection(Cs, i, SELECTIVE_C)
+            outs = outs + (_read(hr, hi, Cr, Ci, COMPLEX),)
+        y_SD = _stack(outs, STEPS, GROUPS, LANES)
+        if D is not None:
+            y_SD += D_d[None] * u_SD
+        if z is not None:
+            y_SD *= z_SD * _sigmoid(z_SD)
+        _store_steps(y, y_SD, t, end, d, inside, width, STEPS)
     if end == length:
         _store_state(final, _contract_offsets(b, d, n, width, STATE), hr, hi, state, COMPLEX)
 
@@ -108,61 +126,72 @@ def chunk_states(
     u, delta, A, B, bias, reset, ends, sums,
     u_b, u_l, delta_b, delta_l, B_b, B_l,
     length, width, chunk, chunks,
-    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+    STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_B: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's final state from the zero state; its sum of Δ, and 0 after it if reset."""
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
+    BLOCK: tl.constexpr = GROUPS * LANES
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     Br, Bi = _load_constant(B, d, n, state, width, STATE, COMPLEX, SELECTIVE_B)
-    bias_d = _load_vector(bias, d, inside, BLOCK)
-    hr = tl.zeros((ROWS, BLOCK), tl.float32)
+    bias_d = _load_vector(bias, d, inside, GROUPS, LANES)
+    hr = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
     hi = hr
-    sum_d = tl.zeros((BLOCK,), tl.float32)
-    uncut_d = tl.full((BLOCK,), 1.0, tl.float32)
-    us = _rows(u + b * u_b, u_l, begin, end, d, inside, STEPS)
-    deltas = _rows(delta + b * delta_b, delta_l, begin, end, d, inside, STEPS)
+    sum_SD = tl.zeros((STEPS, GROUPS, LANES), tl.float32)
+    uncut = 1.0
+    u += b * u_b
+    delta += b * delta_b
+    next_u = _load_steps(u, u_l, begin, begin, end, d, inside, STEPS)
+    next_delta = _load_steps(delta, delta_l, begin, begin, end, d, inside, STEPS)
+    if SELECTIVE_B:
+        B += b * B_b
+        next_B = _load_projections(B, B_l, begin, begin, end, n, STATE, STEPS, COMPLEX)
     for t in range(begin, end, STEPS):
-        us_next = _rows(u + b * u_b, u_l, t + STEPS, end, d, inside, STEPS)
-        deltas_next = _rows(delta + b * delta_b, delta_l, t + STEPS, end, d, inside, STEPS)
+        u_SD, raw_SD = next_u.to(tl.float32), next_delta.to(tl.float32)
+        next_u = _load_steps(u, u_l, t + STEPS, begin, end, d, inside, STEPS)
+        next_delta = _load_steps(delta, delta_l, t + STEPS, begin, end, d, inside, STEPS)
+        Bs = (Br, Bi)
+        if SELECTIVE_B:
+            Bs = next_B
+            next_B = _load_projections(B, B_l, t + STEPS, begin, end, n, STATE, STEPS, COMPLEX)
+        delta_SD = _delta(raw_SD, bias_d, t, end, SOFTPLUS, STEPS)
+        sum_SD += delta_SD
+        deltas, drives = _two_rows(delta_SD, delta_SD * u_SD, STEPS, GROUPS, LANES)
+        Bs = _projections(Bs, STEPS, ROWS, COMPLEX, SELECTIVE_B)
         for i in tl.static_range(STEPS):
-            delta_d = _delta(deltas[i], bias_d, t + i, end, SOFTPLUS)
-            sum_d += delta_d
-            ar, ai = _decay(delta_d, Ar, Ai, COMPLEX)
+            ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
             ar, ai = _cut(ar, ai, reset, b * length + t + i, t + i < end, COMPLEX)
-            uncut_d = _keep(uncut_d, reset, b * length + t + i, t + i < end)
-            if SELECTIVE_B:
-                Br, Bi = _load_projection(B + b * B_b, B_l, t + i, end, n, STATE, COMPLEX)
-            drive_d = delta_d * us[i].to(tl.float32)
-            hr, hi = _advance(hr, hi, ar, ai, drive_d[None, :], Br, Bi, COMPLEX)
-        us, deltas = us_next, deltas_next
+            uncut = _keep(uncut, reset, b * length + t + i, t + i < end)
+            Br, Bi = _projection(Bs, i, SELECTIVE_B)
+            hr, hi = _advance(hr, hi, ar, ai, drives[i], Br, Bi, COMPLEX)
     chunk_number = b * chunks + k
     end_tile = _tile(ends, chunk_number, block, width, STATE, BLOCK, COMPLEX)
     _store_tile(end_tile, tile, hr, hi, n, STATE, BLOCK, COMPLEX)
-    tl.store(sums + (2 * chunk_number) * width + d, sum_d, mask=inside)
-    tl.store(sums + (2 * chunk_number + 1) * width + d, uncut_d, mask=inside)
+    _store_sums(sums, chunk_number, sum_SD, uncut, d, inside, width)
 
 
 @_jit()
 def chunk_starts(
     ends, sums, A, edge,
     width, chunks,
-    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
-    COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
+    STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+    STEPS: tl.constexpr, COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """In place of every chunk's own final state, the state it starts from; the first's is `edge`.
 
     REVERSE: likewise of the adjoint, from the last chunk on.
     """
-    b, _, block, d, inside, n, state, tile = _place(width, 1, STATE, ROWS, BLOCK)
+    BLOCK: tl.constexpr = GROUPS * LANES
+    b, _, block, d, inside, n, state, tile = _place(width, 1, STATE, ROWS, GROUPS, LANES)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     if REVERSE:
         Ai = -Ai
     if edge is not None:
         hr, hi = _load_planes(edge, b, d, n, state, width, STATE, COMPLEX)
     else:
-        hr = tl.zeros((ROWS, BLOCK), tl.float32)
+        hr = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
         hi = hr
     for first in range(0, chunks, STEPS):
         own = ()
@@ -182,8 +211,8 @@ def chunk_starts(
                 er, ei, sum_d, uncut_d = own[i]
                 ar, ai = _decay(sum_d, Ar, Ai, COMPLEX)
                 nr, ni = _multiply(ar, ai, hr, hi, COMPLEX)
-                hr = uncut_d[None, :] * nr + er
-                hi = uncut_d[None, :] * ni + ei
+                hr = uncut_d[:, None, :] * nr + er
+                hi = uncut_d[:, None, :] * ni + ei
 
 
 @_jit()
@@ -191,189 +220,235 @@ def chunk_adjoints(
     dy, z, delta, A, C, bias, reset, ends, sums,
     dy_b, dy_l, z_b, z_l, delta_b, delta_l, C_b, C_l,
     length, width, chunk, chunks,
-    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+    STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_C: tl.constexpr,
 ):  # fmt: skip
     """The adjoint each chunk hands to the one before it, from a zero adjoint at its end."""
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
+    BLOCK: tl.constexpr = GROUPS * LANES
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
-    bias_d = _load_vector(bias, d, inside, BLOCK)
-    gr = tl.zeros((ROWS, BLOCK), tl.float32)
+    bias_d = _load_vector(bias, d, inside, GROUPS, LANES)
+    gr = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
     gi = gr
-    sum_d = tl.zeros((BLOCK,), tl.float32)
-    uncut_d = tl.full((BLOCK,), 1.0, tl.float32)
-    for group in range(0, tl.cdiv(end - begin, STEPS)):
-        t = begin + (tl.cdiv(end - begin, STEPS) - 1 - group) * STEPS
-        dys = _rows(dy + b * dy_b, dy_l, t, end, d, inside, STEPS)
-        deltas = _rows(delta + b * delta_b, delta_l, t, end, d, inside, STEPS)
+    sum_SD = tl.zeros((STEPS, GROUPS, LANES), tl.float32)
+    uncut = 1.0
+    dy += b * dy_b
+    delta += b * delta_b
+    groups = tl.cdiv(end - begin, STEPS)
+    last = begin + (groups - 1) * STEPS
+    next_dy = _load_steps(dy, dy_l, last, begin, end, d, inside, STEPS)
+    next_delta = _load_steps(delta, delta_l, last, begin, end, d, inside, STEPS)
+    if z is not None:
+        z += b * z_b
+        next_z = _load_steps(z, z_l, last, begin, end, d, inside, STEPS)
+    if SELECTIVE_C:
+        C += b * C_b
+        next_C = _load_projections(C, C_l, last, begin, end, n, STATE, STEPS, COMPLEX)
+    for group in range(0, groups):
+        t = last - group * STEPS
+        dout_SD, raw_SD = next_dy.to(tl.float32), next_delta.to(tl.float32)
+        next_dy = _load_steps(dy, dy_l, t - STEPS, begin, end, d, inside, STEPS)
+        next_delta = _load_steps(delta, delta_l, t - STEPS, begin, end, d, inside, STEPS)
         if z is not None:
-            zs = _rows(z + b * z_b, z_l, t, end, d, inside, STEPS)
+            z_SD = next_z.to(tl.float32)
+            dout_SD *= z_SD * _sigmoid(z_SD)
+            next_z = _load_steps(z, z_l, t - STEPS, begin, end, d, inside, STEPS)
+        Cs = (Cr, Ci)
+        if SELECTIVE_C:
+            Cs = next_C
+            next_C = _load_projections(C, C_l, t - STEPS, begin, end, n, STATE, STEPS, COMPLEX)
+        delta_SD = _delta(raw_SD, bias_d, t, end, SOFTPLUS, STEPS)
+        sum_SD += delta_SD
+        deltas, douts = _two_rows(delta_SD, dout_SD, STEPS, GROUPS, LANES)
+        Cs = _projections(Cs, STEPS, ROWS, COMPLEX, SELECTIVE_C)
         for i in tl.static_range(STEPS - 1, -1, -1):
-            delta_d = _delta(deltas[i], bias_d, t + i, end, SOFTPLUS)
-            sum_d += delta_d
-            dout_d = dys[i].to(tl.float32)
-            if z is not None:
-                z_d = zs[i].to(tl.float32)
-                dout_d *= z_d * _sigmoid(z_d)
-            if SELECTIVE_C:
-                Cr, Ci = _load_projection(C + b * C_b, C_l, t + i, end, n, STATE, COMPLEX)
-            gr, gi = _feed(gr, gi, dout_d[None, :], Cr, Ci, COMPLEX)
-            ar, ai = _decay(delta_d, Ar, Ai, COMPLEX)
+            Cr, Ci = _projection(Cs, i, SELECTIVE_C)
+            gr, gi = _feed(gr, gi, douts[i], Cr, Ci, COMPLEX)
+            ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
             ar, ai = _cut(ar, ai, reset, b * length + t + i, t + i < end, COMPLEX)
-            uncut_d = _keep(uncut_d, reset, b * length + t + i, t + i < end)
+            uncut = _keep(uncut, reset, b * length + t + i, t + i < end)
             gr, gi = _multiply(ar, -ai, gr, gi, COMPLEX)
     chunk_number = b * chunks + k
     end_tile = _tile(ends, chunk_number, block, width, STATE, BLOCK, COMPLEX)
     _store_tile(end_tile, tile, gr, gi, n, STATE, BLOCK, COMPLEX)
-    tl.store(sums + (2 * chunk_number) * width + d, sum_d, mask=inside)
-    tl.store(sums + (2 * chunk_number + 1) * width + d, uncut_d, mask=inside)
+    _store_sums(sums, chunk_number, sum_SD, uncut, d, inside, width)
 
 
 @_jit()
 def backward(
-    dy, dfinal, ends, u, delta, z, A, B, C, D, bias, reset, checkpoints, scratch,
+    dy, dfinal, ends, u, delta, z, A, B, C, D, bias, reset, checkpoints,
     du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial,
     dy_b, dy_l, u_b, u_l, delta_b, delta_l, z_b, z_l, B_b, B_l, C_b, C_l,
     length, width, chunk, chunks,
-    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     EVERY: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
     SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients; those summed over channels or time as one partial sum a program.
 
-    Of each block of EVERY steps, the last first: the states at its groups' starts are recomputed
-    into `scratch`, then group by group, the last first, its states and decays, which stay in
-    registers while the adjoint goes back through the group.
+    Group by group, the last first: from the block's kept state to the group's start, then its
+    states and decays, which stay in registers while the adjoint goes back through the group.
     """
-    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, BLOCK)
+    BLOCK: tl.constexpr = GROUPS * LANES
+    b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     Br, Bi = _load_constant(B, d, n, state, width, STATE, COMPLEX, SELECTIVE_B)
     Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
-    bias_d = _load_vector(bias, d, inside, BLOCK)
-    D_d = _load_vector(D, d, inside, BLOCK)
+    bias_d = _load_vector(bias, d, inside, GROUPS, LANES)
+    D_d = _load_vector(D, d, inside, GROUPS, LANES)
     gr, gi = _first_state(dfinal, ends, b, b * chunks + k, block, d, n, state, tile, width,
-                          STATE, ROWS, BLOCK, COMPLEX)  # fmt: skip
-    zero = tl.zeros((ROWS, BLOCK), tl.float32)
+                          STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
+    zero = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
     dAr, dAi, dBr, dBi, dCr, dCi = zero, zero, zero, zero, zero, zero
-    dD_d = tl.zeros((BLOCK,), tl.float32)
-    dbias_d = tl.zeros((BLOCK,), tl.float32)
-
+    dD_SD = tl.zeros((STEPS, GROUPS, LANES), tl.float32)
+    dbias_SD = tl.zeros((STEPS, GROUPS, LANES), tl.float32)
+    dy += b * dy_b
     u += b * u_b
     delta += b * delta_b
-    B_row = B + b * B_b
-    C_row = C + b * C_b
-    wide_b = b * length * width
-    first_slot = tl.program_id(0).to(tl.int64) * (EVERY // STEPS)
+    wide = b * length * width
     # Partial sums of selective B and C: one (B, L, N) for each block of channels.
     blocks = tl.cdiv(width, BLOCK)
     narrow = ((tl.program_id(0) % blocks) * _batches(blocks, chunks) + b) * length * STATE
 
-    for back_segment in range(0, tl.cdiv(end - begin, EVERY)):
-        first = begin + (tl.cdiv(end - begin, EVERY) - 1 - back_segment) * EVERY
-        number = b * tl.cdiv(length, EVERY) + first // EVERY
+    groups = tl.cdiv(end - begin, STEPS)
+    last = begin + (groups - 1) * STEPS
+    next_dy = _load_steps(dy, dy_l, last, begin, end, d, inside, STEPS)
+    next_u = _load_steps(u, u_l, last, begin, end, d, inside, STEPS)
+    next_delta = _load_steps(delta, delta_l, last, begin, end, d, inside, STEPS)
+    if z is not None:
+        z += b * z_b
+        next_z = _load_steps(z, z_l, last, begin, end, d, inside, STEPS)
+    if SELECTIVE_B:
+        B += b * B_b
+        next_B = _load_projections(B, B_l, last, begin, end, n, STATE, STEPS, COMPLEX)
+    if SELECTIVE_C:
+        C += b * C_b
+        next_C = _load_projections(C, C_l, last, begin, end, n, STATE, STEPS, COMPLEX)
+    first = b * tl.cdiv(length, EVERY)
+    kept = _tile(checkpoints, first + last // EVERY, block, width, STATE, BLOCK, COMPLEX)
+    next_hr, next_hi = _load_tile(kept, tile, n, STATE, BLOCK, COMPLEX)
+    for group in range(0, groups):
+        t = last - group * STEPS
+        hr, hi = next_hr, next_hi
+        dy_SD, u_SD, raw_SD = (
+            next_dy.to(tl.float32), next_u.to(tl.float32), next_delta.to(tl.float32)
+        )  # fmt: skip
+        before = t - STEPS
+        next_dy = _load_steps(dy, dy_l, before, begin, end, d, inside, STEPS)
+        next_u = _load_steps(u, u_l, before, begin, end, d, inside, STEPS)
+        next_delta = _load_steps(delta, delta_l, before, begin, end, d, inside, STEPS)
+        dout_SD = dy_SD
+        if z is not None:
+            z_SD = next_z.to(tl.float32)
+            next_z = _load_steps(z, z_l, before, begin, end, d, inside, STEPS)
+            sigmoid_SD = _sigmoid(z_SD)
+            dout_SD = dy_SD * z_SD * sigmoid_SD
+        Bs, Cs = (Br, Bi), (Cr, Ci)
+        if SELECTIVE_B:
+            Bs = next_B
+            next_B = _load_projections(B, B_l, before, begin, end, n, STATE, STEPS, COMPLEX)
+        if SELECTIVE_C:
+            Cs = next_C
+            next_C = _load_projections(C, C_l, before, begin, end, n, STATE, STEPS, COMPLEX)
+        number = first + tl.maximum(before, 0) // EVERY
         kept = _tile(checkpoints, number, block, width, STATE, BLOCK, COMPLEX)
-        hr, hi = _load_tile(kept, tile, n, STATE, BLOCK, COMPLEX)
-        groups = tl.cdiv(tl.minimum(end - first, EVERY), STEPS)
-        for group in range(0, groups):
-            t = first + group * STEPS
-            slot = _tile(scratch, first_slot + group, 0, BLOCK, STATE, BLOCK, COMPLEX)
-            _store_tile(slot, tile, hr, hi, n, STATE, BLOCK, COMPLEX)
-            us = _rows(u, u_l, t, end, d, inside, STEPS)
-            deltas = _rows(delta, delta_l, t, end, d, inside, STEPS)
+        next_hr, next_hi = _load_tile(kept, tile, n, STATE, BLOCK, COMPLEX)
+        for at in range(t - t % EVERY, t, STEPS):
+            passed_u = _load_steps(u, u_l, at, begin, end, d, inside, STEPS).to(tl.float32)
+            passed = _load_steps(delta, delta_l, at, begin, end, d, inside, STEPS).to(tl.float32)
+            passed = _delta(passed, bias_d, at, end, SOFTPLUS, STEPS)
+            deltas, drives = _two_rows(passed, passed * passed_u, STEPS, GROUPS, LANES)
+            passed_B = Bs
+            if SELECTIVE_B:
+                passed_B = _load_projections(B, B_l, at, begin, end, n, STATE, STEPS, COMPLEX)
+            passed_B = _projections(passed_B, STEPS, ROWS, COMPLEX, SELECTIVE_B)
             for i in tl.static_range(STEPS):
-                delta_d = _delta(deltas[i], bias_d, t + i, end, SOFTPLUS)
-                ar, ai = _decay(delta_d, Ar, Ai, COMPLEX)
-                ar, ai = _cut(ar, ai, reset, b * length + t + i, t + i < end, COMPLEX)
-                if SELECTIVE_B:
-                    Br, Bi = _load_projection(B_row, B_l, t + i, end, n, STATE, COMPLEX)
-                drive_d = delta_d * us[i].to(tl.float32)
-                hr, hi = _advance(hr, hi, ar, ai, drive_d[None, :], Br, Bi, COMPLEX)
-        tl.debug_barrier()  # between what lanes wrote to scratch and what they read back
-        for back_group in range(0, groups):
-            group = groups - 1 - back_group
-            t = first + group * STEPS
-            slot = _tile(scratch, first_slot + group, 0, BLOCK, STATE, BLOCK, COMPLEX)
-            hr, hi = _load_tile(slot, tile, n, STATE, BLOCK, COMPLEX)
-            us = _rows(u, u_l, t, end, d, inside, STEPS)
-            deltas = _rows(delta, delta_l, t, end, d, inside, STEPS)
-            dys = _rows(dy + b * dy_b, dy_l, t, end, d, inside, STEPS)
-            if z is not None:
-                zs = _rows(z + b * z_b, z_l, t, end, d, inside, STEPS)
-            hrs, his, ars, ais = (hr,), (hi,), (), ()
-            for i in tl.static_range(STEPS):
-                delta_d = _delta(deltas[i], bias_d, t + i, end, SOFTPLUS)
-                ar, ai = _decay(delta_d, Ar, Ai, COMPLEX)
-                ar, ai = _cut(ar, ai, reset, b * length + t + i, t + i < end, COMPLEX)
-                if SELECTIVE_B:
-                    Br, Bi = _load_projection(B_row, B_l, t + i, end, n, STATE, COMPLEX)
-                drive_d = delta_d * us[i].to(tl.float32)
-                hr, hi = _advance(hr, hi, ar, ai, drive_d[None, :], Br, Bi, COMPLEX)
-                hrs, his = hrs + (hr,), his + (hi,)
-                ars, ais = ars + (ar,), ais + (ai,)
-            tl.debug_barrier()  # else loads of the way back are started before, into registers
-            for i in tl.static_range(STEPS - 1, -1, -1):
-                now = t + i < end
-                row = wide_b + tl.cast(t + i, tl.int64) * width + d
-                u_d = us[i].to(tl.float32)
-                raw_d = deltas[i].to(tl.float32) + bias_d
-                delta_d = _delta(deltas[i], bias_d, t + i, end, SOFTPLUS)
-                dy_d = dys[i].to(tl.float32)
+                ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
+                ar, ai = _cut(ar, ai, reset, b * length + at + i, at + i < end, COMPLEX)
+                Br, Bi = _projection(passed_B, i, SELECTIVE_B)
+                hr, hi = _advance(hr, hi, ar, ai, drives[i], Br, Bi, COMPLEX)
+
+        delta_SD = _delta(raw_SD, bias_d, t, end, SOFTPLUS, STEPS)
+        # What sums over the state are multiplied with, while each lane has its own.
+        slope_SD = tl.full((STEPS, GROUPS, LANES), 1.0, tl.float32)
+        if SOFTPLUS:
+            slope_SD = _sigmoid(raw_SD + bias_d[None])
+        of_Aq_SD = slope_SD * (1.0 if COMPLEX else _LN2)
+        of_Bg_SD = slope_SD * u_SD
+        without_Bg_SD = D_d[None] * dout_SD
+        if z is not None and dz is not None:
+            of_out_SD = dy_SD * sigmoid_SD * (1.0 + z_SD * (1.0 - sigmoid_SD))
+            without_out_SD = of_out_SD * D_d[None] * u_SD
+        deltas, drives = _two_rows(delta_SD, delta_SD * u_SD, STEPS, GROUPS, LANES)
+        douts = _rows(dout_SD, STEPS, GROUPS, LANES)
+        Bs = _projections(Bs, STEPS, ROWS, COMPLEX, SELECTIVE_B)
+        Cs = _projections(Cs, STEPS, ROWS, COMPLEX, SELECTIVE_C)
+        hrs, his, ars, ais = (hr,), (hi,), (), ()
+        for i in tl.static_range(STEPS):
+            ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
+            ar, ai = _cut(ar, ai, reset, b * length + t + i, t + i < end, COMPLEX)
+            Br, Bi = _projection(Bs, i, SELECTIVE_B)
+            hr, hi = _advance(hr, hi, ar, ai, drives[i], Br, Bi, COMPLEX)
+            hrs, his = hrs + (hr,), his + (hi,)
+            ars, ais = ars + (ar,), ais + (ai,)
+        outs, Bgs, Aqs, dBrs, dBis, dCrs, dCis = (), (), (), (), (), (), ()
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            Cr, Ci = _projection(Cs, i, SELECTIVE_C)
+            dout = douts[i][:, None, :]
+            if z is not None and dz is not None:
+                outs = (_read(hrs[i + 1], his[i + 1], Cr, Ci, COMPLEX),) + outs
+            if dC is not None:
+                weighted = dout * (2.0 if COMPLEX else 1.0)
                 if SELECTIVE_C:
-                    Cr, Ci = _load_projection(C_row, C_l, t + i, end, n, STATE, COMPLEX)
-                dout_d = dy_d
-                if z is not None:
-                    z_d = zs[i].to(tl.float32)
-                    sigmoid_d = _sigmoid(z_d)
-                    dout_d = dy_d * z_d * sigmoid_d
-                    if dz is not None:
-                        out_d = _read(hrs[i + 1], his[i + 1], Cr, Ci, COMPLEX) + D_d * u_d
-                        dz_d = dy_d * out_d * sigmoid_d * (1.0 + z_d * (1.0 - sigmoid_d))
-                        tl.store(dz + row, dz_d.to(dz.dtype.element_ty), mask=inside & now)
-                weighted_d = dout_d[None, :] * (2.0 if COMPLEX else 1.0)
-                if dC is not None:
-                    if SELECTIVE_C:
-                        _store_summed(dC, narrow, t + i, now, n, weighted_d * hrs[i + 1],
-                                      -weighted_d * his[i + 1], STATE, BLOCK, COMPLEX)  # fmt: skip
-                    else:
-                        dCr += weighted_d * hrs[i + 1]
-                        dCi -= weighted_d * his[i + 1]
-                gr, gi = _feed(gr, gi, dout_d[None, :], Cr, Ci, COMPLEX)
-                if SELECTIVE_B:
-                    Br, Bi = _load_projection(B_row, B_l, t + i, end, n, STATE, COMPLEX)
-                drive_d = (delta_d * u_d)[None, :]
-                if dB is not None:
-                    if SELECTIVE_B:
-                        _store_summed(dB, narrow, t + i, now, n, drive_d * gr, drive_d * gi,
-                                      STATE, BLOCK, COMPLEX)  # fmt: skip
-                    else:
-                        dBr += drive_d * gr
-                        dBi += drive_d * gi
-                if COMPLEX:
-                    Bg_d = tl.sum(Br * gr + Bi * gi, 0)
+                    dCrs = (tl.sum(weighted * hrs[i + 1], 0),) + dCrs
+                    dCis = (tl.sum(-weighted * his[i + 1], 0),) + dCis
                 else:
-                    Bg_d = tl.sum(Br * gr, 0)
-                gr, gi = _multiply(ars[i], -ais[i], gr, gi, COMPLEX)
-                qr, qi = _multiply(hrs[i], -his[i], gr, gi, COMPLEX)
-                dAr += delta_d[None, :] * qr
-                dAi += delta_d[None, :] * qi
-                ddelta_d = tl.sum(Ar * qr, 0) * _LN2 + u_d * Bg_d
-                if COMPLEX:
-                    ddelta_d += tl.sum(Ai * qi, 0)
-                if SOFTPLUS:
-                    ddelta_d *= _sigmoid(raw_d)
-                if ddelta is not None:
-                    stored = ddelta_d.to(ddelta.dtype.element_ty)
-                    tl.store(ddelta + row, stored, mask=inside & now)
-                dbias_d += tl.where(now, ddelta_d, 0.0)
-                dD_d += dout_d * u_d
-                if du is not None:
-                    du_d = delta_d * Bg_d + D_d * dout_d
-                    tl.store(du + row, du_d.to(du.dtype.element_ty), mask=inside & now)
-        tl.debug_barrier()
+                    dCr += weighted * hrs[i + 1]
+                    dCi -= weighted * his[i + 1]
+            gr, gi = _feed(gr, gi, douts[i], Cr, Ci, COMPLEX)
+            Br, Bi = _projection(Bs, i, SELECTIVE_B)
+            drive = drives[i][:, None, :]
+            if dB is not None:
+                if SELECTIVE_B:
+                    dBrs = (tl.sum(drive * gr, 0),) + dBrs
+                    dBis = (tl.sum(drive * gi, 0),) + dBis
+                else:
+                    dBr += drive * gr
+                    dBi += drive * gi
+            if COMPLEX:
+                Bgs = (tl.sum(Br * gr + Bi * gi, 1),) + Bgs
+            else:
+                Bgs = (tl.sum(Br * gr, 1),) + Bgs
+            gr, gi = _multiply(ars[i], -ais[i], gr, gi, COMPLEX)
+            qr, qi = _multiply(hrs[i], -his[i], gr, gi, COMPLEX)
+            dAr += deltas[i][:, None, :] * qr
+            dAi += deltas[i][:, None, :] * qi
+            if COMPLEX:
+                Aqs = (tl.sum(Ar * qr * _LN2 + Ai * qi, 1),) + Aqs
+            else:
+                Aqs = (tl.sum(Ar * qr, 1),) + Aqs
+        Bg_SD = _stack(Bgs, STEPS, GROUPS, LANES)
+        ddelta_SD = of_Aq_SD * _stack(Aqs, STEPS, GROUPS, LANES) + of_Bg_SD * Bg_SD
+        now = t + tl.arange(0, STEPS)[:, None, None] < end
+        dbias_SD += tl.where(now, ddelta_SD, 0.0)
+        dD_SD += dout_SD * u_SD
+        if ddelta is not None:
+            _store_steps(ddelta + wide, ddelta_SD, t, end, d, inside, width, STEPS)
+        if du is not None:
+            du_SD = delta_SD * Bg_SD + without_Bg_SD
+            _store_steps(du + wide, du_SD, t, end, d, inside, width, STEPS)
+        if z is not None and dz is not None:
+            dz_SD = of_out_SD * _stack(outs, STEPS, GROUPS, LANES) + without_out_SD
+            _store_steps(dz + wide, dz_SD, t, end, d, inside, width, STEPS)
+        if dB is not None and SELECTIVE_B:
+            _store_summed(dB, narrow, t, end, n, dBrs, dBis, STATE, STEPS, ROWS, LANES, COMPLEX)
+        if dC is not None and SELECTIVE_C:
+            _store_summed(dC, narrow, t, end, n, dCrs, dCis, STATE, STEPS, ROWS, LANES, COMPLEX)
     chunk_number = b * chunks + k
     if dA is not None:
         part = _tile(dA, chunk_number, block, width, STATE, BLOCK, COMPLEX)
@@ -385,9 +460,9 @@ def backward(
         part = _tile(dC, chunk_number, block, width, STATE, BLOCK, COMPLEX)
         _store_tile(part, tile, dCr, dCi, n, STATE, BLOCK, COMPLEX)
     if dD is not None:
-        tl.store(dD + chunk_number * width + d, dD_d, mask=inside)
+        tl.store(dD + chunk_number * width + d, tl.sum(dD_SD, 0), mask=inside)
     if dbias is not None:
-        tl.store(dbias + chunk_number * width + d, dbias_d, mask=inside)
+        tl.store(dbias + chunk_number * width + d, tl.sum(dbias_SD, 0), mask=inside)
     if dinitial is not None:  # noqa: SIM102  (known to the compiler; the next is not)
         if begin == 0:
             origin = _contract_offsets(b, d, n, width, STATE)
@@ -395,19 +470,24 @@ def backward(
 
 
 @triton.jit
-def _place(width, chunks, STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _place(
+    width, chunks,
+    STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
     """Batch, chunk and channels of a program, and the offsets in a state tile that is stored."""
+    BLOCK: tl.constexpr = GROUPS * LANES
     blocks = tl.cdiv(width, BLOCK)
     program = tl.program_id(0)
-    lane = tl.arange(0, BLOCK)
+    lane = tl.arange(0, GROUPS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     block = program % blocks
     d = block * BLOCK + lane
     k = (program // blocks) % chunks
     b = (program // blocks // chunks).to(tl.int64)
     n = tl.arange(0, ROWS)
     inside = d < width
-    state = (n < STATE)[:, None] & inside[None, :]
-    return b, k, block, d, inside, n, state, n[:, None] * BLOCK + lane[None, :]
+    state = (n < STATE)[None, :, None] & inside[:, None, :]
+    tile = n[None, :, None] * BLOCK + lane[:, None, :]
+    return b, k, block, d, inside, n, state, tile
 
 
 @triton.jit
@@ -425,14 +505,14 @@ def _batches(blocks, chunks):
 @triton.jit
 def _contract_offsets(b, d, n, width, STATE: tl.constexpr):
     """Where a state tile lies in (B, D, N)."""
-    return (b * width + d)[None, :] * STATE + n[:, None]
+    return (b * width + d)[:, None, :] * STATE + n[None, :, None]
 
 
 @triton.jit
 def _load_planes(x, b, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr):
     """A state tile of (B, N, D), or (B, 2, N, D) if complex."""
     x += b * STATE * width * (2 if COMPLEX else 1)
-    offsets = n[:, None] * width + d[None, :]
+    offsets = n[None, :, None] * width + d[:, None, :]
     real = tl.load(x + offsets, mask=state, other=0.0)
     if COMPLEX:
         return real, tl.load(x + STATE * width + offsets, mask=state, other=0.0)
@@ -443,22 +523,23 @@ def _load_planes(x, b, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.cons
 @triton.jit
 def _first_state(
     edge, starts, b, number, block, d, n, state, tile, width,
-    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr,
+    STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+    COMPLEX: tl.constexpr,
 ):  # fmt: skip
     """A chunk's from `starts`, or the whole sequence's from `edge`, or zero."""
     if starts is not None:
-        start = _tile(starts, number, block, width, STATE, BLOCK, COMPLEX)
-        return _load_tile(start, tile, n, STATE, BLOCK, COMPLEX)
+        start = _tile(starts, number, block, width, STATE, GROUPS * LANES, COMPLEX)
+        return _load_tile(start, tile, n, STATE, GROUPS * LANES, COMPLEX)
     elif edge is not None:
         return _load_planes(edge, b, d, n, state, width, STATE, COMPLEX)
     else:
-        zero = tl.zeros((ROWS, BLOCK), tl.float32)
+        zero = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
         return zero, zero
 
 
 @triton.jit
 def _load_tile(x, tile, n, STATE: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr):
-    mask = (n < STATE)[:, None]
+    mask = (n < STATE)[None, :, None]
     real = tl.load(x + tile, mask=mask, other=0.0)
     if COMPLEX:
         return real, tl.load(x + STATE * BLOCK + tile, mask=mask, other=0.0)
@@ -470,7 +551,7 @@ def _load_tile(x, tile, n, STATE: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl
 def _store_tile(
     x, tile, real, imaginary, n, STATE: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr
 ):
-    mask = (n < STATE)[:, None]
+    mask = (n < STATE)[None, :, None]
     tl.store(x + tile, real, mask=mask)
     if COMPLEX:
         tl.store(x + STATE * BLOCK + tile, imaginary, mask=mask)
@@ -486,6 +567,14 @@ def _store_state(x, offsets, real, imaginary, mask, COMPLEX: tl.constexpr):
 
 
 @triton.jit
+def _store_sums(sums, chunk_number, sum_SD, uncut, d, inside, width):
+    """A chunk's sum of Δ, and whether a state lasts through it."""
+    row = sums + 2 * chunk_number * width + d
+    tl.store(row, tl.sum(sum_SD, 0), mask=inside)
+    tl.store(row + width, tl.zeros(d.shape, tl.float32) + uncut, mask=inside)
+
+
+@triton.jit
 def _load_A(A, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr):
     """A, its real part in units of ln 2: e^x is taken as 2^(x log2 e)."""
     real, imaginary = _load_planes(A, 0, d, n, state, width, STATE, COMPLEX)
@@ -498,57 +587,181 @@ def _load_constant(
 ):
     """Constant B or C, or a stand-in for one that changes in time."""
     if SELECTIVE:
-        zero = tl.zeros((n.shape[0], 1), tl.float32)
+        zero = tl.zeros((1, n.shape[0], 1), tl.float32)
         return zero, zero
     else:
         return _load_planes(x, 0, d, n, state, width, STATE, COMPLEX)
 
 
 @triton.jit
-def _load_projection(x, stride, t, end, n, STATE: tl.constexpr, COMPLEX: tl.constexpr):
-    """B or C of one step (N, 1), past the end of time the last step's, which then meets zeros."""
-    row = x + tl.cast(tl.minimum(t, end - 1), tl.int64) * stride
-    if COMPLEX:
-        real = _load_row(row, 2 * n, n, STATE)
-        return real, _load_row(row, 2 * n + 1, n, STATE)
-    else:
-        real = _load_row(row, n, n, STATE)
-        return real, real
-
-
-@triton.jit
-def _load_row(row, offsets, n, STATE: tl.constexpr):
-    if n.shape[0] == STATE:
-        return tl.load(row + offsets)[:, None]
-    else:
-        return tl.load(row + offsets, mask=n < STATE, other=0.0)[:, None]
-
-
-@triton.jit
-def _load_vector(x, d, inside, BLOCK: tl.constexpr):
+def _load_vector(x, d, inside, GROUPS: tl.constexpr, LANES: tl.constexpr):
     if x is None:
-        return tl.zeros((BLOCK,), tl.float32)
+        return tl.zeros((GROUPS, LANES), tl.float32)
     else:
         return tl.load(x + d, mask=inside, other=0.0)
 
 
 @triton.jit
-def _rows(x, stride, t, end, d, inside, STEPS: tl.constexpr):
-    """STEPS rows from t on, zeros past the end."""
-    first = x + tl.cast(t, tl.int64) * stride
-    rows = ()
+def _load_steps(x, stride, t, begin, end, d, inside, STEPS: tl.constexpr):
+    """x from step t on (STEPS, GROUPS, LANES), zeros before begin and past the end."""
+    step = tl.arange(0, STEPS)[:, None, None]
+    now = (t + step >= begin) & (t + step < end) & inside[None]
+    return tl.load(
+        x + tl.cast(t, tl.int64) * stride + (step * stride + d[None]), mask=now, other=0.0
+    )
+
+
+@triton.jit
+def _store_steps(x, value, t, end, d, inside, width, STEPS: tl.constexpr):
+    step = tl.arange(0, STEPS)[:, None, None]
+    now = (t + step < end) & inside[None]
+    row = x + tl.cast(t, tl.int64) * width + (step * width + d[None])
+    tl.store(row, value.to(x.dtype.element_ty), mask=now)
+
+
+@triton.jit
+def _load_projections(
+    x, stride, t, begin, end, n, STATE: tl.constexpr, STEPS: tl.constexpr, COMPLEX: tl.constexpr
+):  # fmt: skip
+    """B or C from step t on, zeros before begin and past the end, as two tiles.
+
+    Real and imaginary part (STEPS, N), or the first and the second half of the steps.
+    """
+    rows: tl.constexpr = STEPS if COMPLEX else STEPS // 2
+    step = tl.arange(0, rows)[:, None]
+    row = x + tl.cast(t, tl.int64) * stride
+    low = (t + step >= begin) & (t + step < end) & (n < STATE)[None, :]
+    if COMPLEX:
+        row += step * stride + 2 * n[None, :]
+        return tl.load(row, mask=low, other=0.0), tl.load(row + 1, mask=low, other=0.0)
+    else:
+        row += step * stride + n[None, :]
+        high = (t + rows + step >= begin) & (t + rows + step < end) & (n < STATE)[None, :]
+        second = row + rows * stride
+        return tl.load(row, mask=low, other=0.0), tl.load(second, mask=high, other=0.0)
+
+
+@triton.jit
+def _projections(
+    x, STEPS: tl.constexpr, ROWS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE: tl.constexpr
+):  # fmt: skip
+    """Each step's real and imaginary part (N,) of what _load_projections gave; the constant's."""
+    if SELECTIVE:
+        if COMPLEX:
+            return _two_columns(x[0], x[1], STEPS, ROWS)
+        else:
+            low, high = _two_columns(x[0], x[1], STEPS // 2, ROWS)
+            return low + high, low + high
+    else:
+        return x
+
+
+@triton.jit
+def _projection(x, i: tl.constexpr, SELECTIVE: tl.constexpr):
+    """B or C of a step, (1, N, 1), or the constant one."""
+    if SELECTIVE:
+        return x[0][i][None, :, None], x[1][i][None, :, None]
+    else:
+        return x[0], x[1]
+
+
+# Rows of a tile are handed to all lanes two tiles at once: half the passes through shared memory,
+# and the compiler, which would else rather pass bfloat16, leaves conversions where they are spread.
+
+
+@triton.jit
+def _two_rows(a, b, STEPS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr):
+    """The rows (GROUPS, LANES) of two tiles (STEPS, GROUPS, LANES)."""
+    joined = tl.permute(tl.join(a, b), (1, 2, 3, 0))
+    rows = _split_rows(tl.reshape(joined, (GROUPS, LANES, 2 * STEPS)), 2 * STEPS, GROUPS, LANES)
+    return _halves(rows, STEPS)
+
+
+@triton.jit
+def _two_columns(a, b, STEPS: tl.constexpr, ROWS: tl.constexpr):
+    """The rows (N,) of two tiles (STEPS, N)."""
+    joined = tl.permute(tl.join(a.to(tl.float32), b.to(tl.float32)), (1, 2, 0))
+    return _halves(_split_columns(tl.reshape(joined, (ROWS, 2 * STEPS)), 2 * STEPS, ROWS), STEPS)
+
+
+@triton.jit
+def _halves(rows, STEPS: tl.constexpr):
+    low, high = (), ()
     for i in tl.static_range(STEPS):
-        row = first + (i * stride + d)
-        rows = rows + (tl.load(row, mask=inside & (t + i < end), other=0.0),)
+        low = low + (rows[i],)
+        high = high + (rows[STEPS + i],)
+    return low, high
+
+
+@triton.jit
+def _rows(x, STEPS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr):
+    return _split_rows(tl.permute(x, (1, 2, 0)), STEPS, GROUPS, LANES)
+
+
+@triton.jit
+def _split_rows(x, COUNT: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr):
+    """x[..., i] of (GROUPS, LANES, COUNT)."""
+    if COUNT == 1:
+        return (tl.reshape(x, (GROUPS, LANES)),)
+    else:
+        even, odd = tl.split(tl.reshape(x, (GROUPS, LANES, COUNT // 2, 2)))
+        return _interleave(
+            _split_rows(even, COUNT // 2, GROUPS, LANES),
+            _split_rows(odd, COUNT // 2, GROUPS, LANES),
+            COUNT // 2,
+        )
+
+
+@triton.jit
+def _split_columns(x, COUNT: tl.constexpr, ROWS: tl.constexpr):
+    """x[..., i] of (N, COUNT)."""
+    if COUNT == 1:
+        return (tl.reshape(x, (ROWS,)),)
+    else:
+        even, odd = tl.split(tl.reshape(x, (ROWS, COUNT // 2, 2)))
+        return _interleave(
+            _split_columns(even, COUNT // 2, ROWS),
+            _split_columns(odd, COUNT // 2, ROWS),
+            COUNT // 2,
+        )
+
+
+@triton.jit
+def _interleave(even, odd, COUNT: tl.constexpr):
+    rows = ()
+    for i in tl.static_range(COUNT):
+        rows = rows + (even[i], odd[i])
     return rows
 
 
 @triton.jit
-def _delta(raw, bias_d, t, end, SOFTPLUS: tl.constexpr):
-    delta_d = raw.to(tl.float32) + bias_d
+def _stack(rows, COUNT: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr):
+    """Rows (GROUPS, LANES) as a tile (COUNT, GROUPS, LANES)."""
+    return tl.permute(_join_rows(rows, COUNT, GROUPS, LANES), (2, 0, 1))
+
+
+@triton.jit
+def _join_rows(rows, COUNT: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr):
+    """Rows (GROUPS, LANES) as (GROUPS, LANES, COUNT)."""
+    if COUNT == 1:
+        return tl.reshape(rows[0], (GROUPS, LANES, 1))
+    else:
+        even, odd = (), ()
+        for i in tl.static_range(COUNT // 2):
+            even = even + (rows[2 * i],)
+            odd = odd + (rows[2 * i + 1],)
+        joined = tl.join(
+            _join_rows(even, COUNT // 2, GROUPS, LANES), _join_rows(odd, COUNT // 2, GROUPS, LANES)
+        )
+        return tl.reshape(joined, (GROUPS, LANES, COUNT))
+
+
+@triton.jit
+def _delta(raw_SD, bias_d, t, end, SOFTPLUS: tl.constexpr, STEPS: tl.constexpr):
+    delta_SD = raw_SD + bias_d[None]
     if SOFTPLUS:
-        delta_d = _softplus(delta_d)
-    return tl.where(t < end, delta_d, 0.0)
+        delta_SD = _softplus(delta_SD)
+    return tl.where(t + tl.arange(0, STEPS)[:, None, None] < end, delta_SD, 0.0)
 
 
 @triton.jit
@@ -574,9 +787,9 @@ def _sigmoid(x):
 @triton.jit
 def _decay(delta_d, Ar, Ai, COMPLEX: tl.constexpr):
     """exp(Δ A)."""
-    size = tl.exp2(delta_d[None, :] * Ar)
+    size = tl.exp2(delta_d[:, None, :] * Ar)
     if COMPLEX:
-        angle = delta_d[None, :] * Ai
+        angle = delta_d[:, None, :] * Ai
         return size * tl.cos(angle), size * tl.sin(angle)
     else:
         return size, size
@@ -594,12 +807,12 @@ def _cut(ar, ai, reset, offset, now, COMPLEX: tl.constexpr):
 
 
 @triton.jit
-def _keep(uncut_d, reset, offset, now):
+def _keep(uncut, reset, offset, now):
     """0 from a reset on."""
     if reset is not None:
         cut = tl.load(reset + offset, mask=now, other=0) != 0
-        uncut_d = tl.where(cut, 0.0, uncut_d)
-    return uncut_d
+        uncut = tl.where(cut, 0.0, uncut)
+    return uncut
 
 
 @triton.jit
@@ -612,8 +825,9 @@ def _multiply(ar, ai, hr, hi, COMPLEX: tl.constexpr):
 
 
 @triton.jit
-def _advance(hr, hi, ar, ai, drive, Br, Bi, COMPLEX: tl.constexpr):
+def _advance(hr, hi, ar, ai, drive_d, Br, Bi, COMPLEX: tl.constexpr):
     """exp(Δ A) h + Δ u B."""
+    drive = drive_d[:, None, :]
     if COMPLEX:
         return ar * hr - ai * hi + drive * Br, ar * hi + ai * hr + drive * Bi
     else:
@@ -622,8 +836,9 @@ def _advance(hr, hi, ar, ai, drive, Br, Bi, COMPLEX: tl.constexpr):
 
 
 @triton.jit
-def _feed(gr, gi, dout, Cr, Ci, COMPLEX: tl.constexpr):
+def _feed(gr, gi, dout_d, Cr, Ci, COMPLEX: tl.constexpr):
     """The adjoint and what a step's output adds to it."""
+    dout = dout_d[:, None, :]
     if COMPLEX:
         return gr + 2.0 * dout * Cr, gi - 2.0 * dout * Ci
     else:
@@ -635,36 +850,42 @@ def _feed(gr, gi, dout, Cr, Ci, COMPLEX: tl.constexpr):
 def _read(hr, hi, Cr, Ci, COMPLEX: tl.constexpr):
     """C·h, of a complex state twice the real part."""
     if COMPLEX:
-        return 2.0 * tl.sum(hr * Cr - hi * Ci, 0)
+        return 2.0 * tl.sum(hr * Cr - hi * Ci, 1)
     else:
-        return tl.sum(hr * Cr, 0)
+        return tl.sum(hr * Cr, 1)
 
 
 @triton.jit
 def _store_summed(
-    x, narrow, t, now, n, real, imaginary,
-    STATE: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr,
+    x, narrow, t, end, n, reals, imaginaries,
+    STATE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    COMPLEX: tl.constexpr,
 ):  # fmt: skip
-    """Stores the sums over channels (N,) of a step."""
-    row = narrow + tl.cast(t, tl.int64) * STATE
-    mask = (n < STATE) & now
+    """Stores the sums over channels of STEPS steps, given for each lane's channels (N, LANES)."""
+    step = tl.arange(0, STEPS)[None, :]
+    row = narrow + tl.cast(t, tl.int64) * STATE + (step * STATE + n[:, None])
+    mask = (n < STATE)[:, None] & (t + step < end)
+    real = _over_lanes(tl.permute(_join_rows(reals, STEPS, ROWS, LANES), (0, 2, 1)))
     if COMPLEX:
-        tl.store(x + 2 * (row + n), _over_channels(real), mask=mask)
-        tl.store(x + 2 * (row + n) + 1, _over_channels(imaginary), mask=mask)
+        imaginary = tl.permute(_join_rows(imaginaries, STEPS, ROWS, LANES), (0, 2, 1))
+        tl.store(x + 2 * row, real, mask=mask)
+        tl.store(x + 2 * row + 1, _over_lanes(imaginary), mask=mask)
     else:
-        tl.store(x + row + n, _over_channels(real), mask=mask)
+        tl.store(x + row, real, mask=mask)
 
 
 @triton.jit
-def _over_channels(x):
-    """The sum over the lanes of a (N, channels) tile, halving what each lane has left to add.
+def _over_lanes(x):
+    """The sum over the last axis, spread over lanes, of (N, STEPS, LANES).
 
-    tl.sum would exchange all N numbers of a lane five times over; a split exchanges half of them.
+    tl.sum would exchange all numbers of a lane log2 LANES times over; split brings each lane all
+    LANES terms of a few sums.
     """
     rows: tl.constexpr = x.shape[0]
-    block: tl.constexpr = x.shape[1]
-    if block == 1:
-        return tl.reshape(x, (rows,))
+    steps: tl.constexpr = x.shape[1]
+    lanes: tl.constexpr = x.shape[2]
+    if lanes == 1:
+        return tl.reshape(x, (rows, steps))
     else:
-        low, high = tl.split(tl.reshape(x, (rows, block // 2, 2)))
-        return _over_channels(low + high)
+        low, high = tl.split(tl.reshape(x, (rows, steps, lanes // 2, 2)))
+        return _over_lanes(low + high)
