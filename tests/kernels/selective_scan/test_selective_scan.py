@@ -429,16 +429,10 @@ def test_two_ddp_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     worker = Path(__file__).with_name("ddp_worker.py")
     outs = [tmp_path / f"gradients-{rank}" for rank in (0, 1)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-P", worker, str(rank), tmp_path / "store", out],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen([sys.executable, "-P", worker, str(rank), tmp_path / "store", out])
         for rank, out in enumerate(outs)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     layer, x_BLD = runpy.run_path(str(worker))["layer_and_input"]()
     layer(x_BLD).sum().backward()
     for out in outs:
@@ -641,7 +635,7 @@ def test_chunked_scan_needs_the_same_memory_for_every_length() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     _, shorter, longer = map(float, done.stdout.split())
-    assert longer < shorter + 16, done.stdout
+    assert longer < shorter + 32, done.stdout
 
 
 @pytest.mark.parametrize(
