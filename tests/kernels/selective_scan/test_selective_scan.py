@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seqbench.kernels import dispatch
+from seqbench.kernels import dispatch, native
 from seqbench.kernels import selective_scan as package
-from seqbench.kernels.selective_scan import selective_scan, selective_scan_step
+from seqbench.kernels.selective_scan import chunked_scan, selective_scan, selective_scan_step
 
 # Largest error allowed, over the largest value of the tensor it is in.
 TOLERANCE = {
@@ -37,7 +46,7 @@ class Case:
     selective: str = "BC"
     without: tuple[str, ...] = ("reset",)
     softplus: bool = True
-    delta: float = 0.0  # added to every Δ's argument; -12 makes a memory of 10^5 steps
+    delta: float = 0.0  # added to every Δ's argument: -12 makes a memory of 10^5 steps, 50 none
 
     def __str__(self) -> str:
         shape = f"{self.batch}x{self.length}x{self.width}x{self.state}"
@@ -95,6 +104,8 @@ CASES = [
         delta=-12,
     ),
     replace(_base, batch=1, length=4096, width=3, delta=-12, complex=True),
+    replace(_base, delta=50),
+    replace(_base, delta=300, complex=True),
 ]
 
 
@@ -414,38 +425,217 @@ def test_same_bits_twice(where: tuple[str, str]) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_trains_under_ddp(tmp_path: Any) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
+def test_two_ddp_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("ddp_worker.py")
+    outs = [tmp_path / f"gradients-{rank}" for rank in (0, 1)]
+    processes = [
+        subprocess.Popen([sys.executable, "-P", worker, str(rank), tmp_path / "store", out])
+        for rank, out in enumerate(outs)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    layer, x_BLD = runpy.run_path(str(worker))["layer_and_input"]()
+    layer(x_BLD).sum().backward()
+    for out in outs:
+        for p, gradient in zip(layer.parameters(), torch.load(out), strict=True):
+            # DDP averages over the processes; this loss is a sum.
+            assert error(2 * gradient, p.grad) < TOLERANCE[torch.float32]
+
+
+_ON_CPU = [
+    Case(width=19, state=33, without=()),
+    Case(width=33, length=70, state=16, without=("reset", "z")),
+    Case(width=19, state=3, selective="", without=()),
+    Case(width=19, state=3, selective="C", without=("z",), dtype=torch.bfloat16),
+    Case(width=33, state=5, selective="B", without=("z",), dtype=torch.float16),
+    Case(width=5, length=4096, batch=1, delta=-12),
+    Case(width=19, delta=50),
+    Case(width=19, state=3, complex=True, without=()),
+    Case(width=19, state=3, complex=True, selective="", dtype=torch.float64),
+    Case(width=19, state=3, without=(), dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("case", _ON_CPU, ids=str)
+@pytest.mark.parametrize("instructions", native.instruction_sets())
+def test_every_instruction_set_equals_the_float64_loop(instructions: str, case: Case) -> None:
+    with native.instruction_set(instructions):
+        actual = run(case, draw(case), "cpu")
+    for name, expected in oracle(case).items():
+        tolerance = LONG_MEMORY_TOLERANCE if case.delta else TOLERANCE[actual[name].real.dtype]
+        assert error(actual[name], expected) <= tolerance, name
+
+
+@pytest.mark.parametrize("instructions", native.instruction_sets())
+def test_the_vectors_beside_a_large_step_keep_their_bits(instructions: str) -> None:
+    """A chunk with one Δ A far below 2^-126 takes another path through the exponential."""
+    case = Case(batch=1, length=32, width=16, state=4, without=OPTIONAL, softplus=False)
+    inputs = draw(case)
+    with native.instruction_set(instructions):
+        y = selective_scan(**inputs, backend="cpu")
+        inputs["delta"][0, -1, 0] = 1e4
+        y_large = selective_scan(**inputs, backend="cpu")
+    assert torch.equal(y[0, :, 1:], y_large[0, :, 1:]) and torch.equal(y[0, :-1], y_large[0, :-1])
+
+
+def test_a_million_steps_sum_a_geometric_series(where: tuple[str, str]) -> None:
+    device, backend = where
+    if backend == "reference":
+        pytest.skip("a loop of a million steps takes a minute")
+    length, step = 10**6, 1e-3
+    one = torch.ones(1, 1, device=device)
+    u = torch.ones(1, length, 1, device=device, requires_grad=True)
+    y = selective_scan(u, step * torch.ones_like(u), -one, one, one, backend=backend)
+    ratio = math.exp(-torch.tensor(step).double().item())
+    powers = ratio ** torch.arange(1, length + 1, device=device, dtype=torch.float64)
+    expected = (step * (1 - powers) / (1 - ratio))[None, :, None]
+    assert error(y, expected) < LONG_MEMORY_TOLERANCE
+    assert error(torch.autograd.grad(y.sum(), u)[0], expected.flip(1)) < LONG_MEMORY_TOLERANCE
+
+
+@pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
+def test_no_bit_depends_on_the_number_of_threads(complex: bool) -> None:
+    case = Case(batch=2, length=130, width=70, state=5, without=(), complex=complex)
+    before = torch.get_num_threads()
+    results = []
     try:
-        torch.manual_seed(0)
-        layer = Layer()
-        x_BLD = torch.randn(2, 9, 4)
-        layer(x_BLD).sum().backward()
-        expected = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
-        layer.zero_grad()
-        nn.parallel.DistributedDataParallel(layer)(x_BLD).sum().backward()
-        assert len(expected) == 3
-        for p, gradient in zip(layer.parameters(), expected):
-            assert p.grad is not None and torch.equal(p.grad, gradient)
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert native.Team.current().threads == threads
+            results.append(run(case, draw(case), "cpu"))
     finally:
-        torch.distributed.destroy_process_group()
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, other[name]) for name, x in results[0].items())
 
 
-class Layer(nn.Module):
-    """S6 of width 4 and state 2, without its projections' rank."""
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_the_scan_starts_no_more_threads_than_asked() -> None:
+    code = (
+        "import os, torch; from seqbench.kernels.selective_scan import example, selective_scan\n"
+        "torch.set_num_threads(1)\n"
+        "call = {name: x for name, x in example('cpu').items() if x is not None}\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "call['u'] = call['delta'] = torch.zeros(8, 2, 4); call['B'] = call['C'] = call['A']\n"
+        "before = count(); selective_scan(**call, backend='cpu'); one = count() - before\n"
+        "torch.set_num_threads(3); selective_scan(**call, backend='cpu')\n"
+        "print(one, count() - before)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "0 2\n", done.stdout + done.stderr
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.projection = nn.Linear(4, 8)
-        self.log_A = nn.Parameter(torch.zeros(4, 2))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        delta_BLD, B_BLN, C_BLN = self.projection(x_BLD).split([4, 2, 2], -1)
-        y = selective_scan(x_BLD, delta_BLD, -self.log_A.exp(), B_BLN, C_BLN, delta_softplus=True)
+# Python 3.12 warns of any fork of a process with threads, which is what is tested here.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_scans_with_threads_of_its_own() -> None:
+    case = Case(without=())
+    inputs = draw(case)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            expected = selective_scan(**inputs, backend="cpu")  # PyTorch's pool has threads now
+            child = os.fork()
+            if child == 0:
+                equal = torch.equal(selective_scan(**inputs, backend="cpu"), expected)
+                os._exit(0 if equal else 1)
+    finally:
+        torch.set_num_threads(before)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_dataloader_workers_scan() -> None:
+    expected = torch.stack([Scans()[i] for i in range(4)])
+    loader = torch.utils.data.DataLoader(Scans(), batch_size=2, num_workers=2, timeout=60)
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+class Scans(torch.utils.data.Dataset[Tensor]):
+    """Of four different lengths, the last output of each."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        y = selective_scan(**draw(Case(length=60 + index)), backend="cpu")
         assert isinstance(y, Tensor)
-        return y
+        return y[:, -1]
+
+
+def test_memory_not_yet_written_is_nan_in_these_tests() -> None:
+    for count in (8, 2**20):
+        assert torch.empty(count).isnan().all() and native.empty((count,)).isnan().all()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(length=130, without=()),
+        Case(length=130, selective="", without=("z", "reset")),
+        Case(length=130, selective="B", without=OPTIONAL, complex=True),
+        Case(length=130, dtype=torch.bfloat16),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("segment", [1, 50, 64, 130])
+def test_chunked_scan_has_values_and_gradients_of_the_whole(
+    where: tuple[str, str], case: Case, segment: int
+) -> None:
+    device, backend = where
+    if segment == 1 and backend != "cpu":
+        pytest.skip("130 calls; the segments are cut above the backends")
+    inputs = {name: x.to(device) for name, x in draw(case).items()}
+    expected = run(case, inputs, backend)
+    actual = run(case, inputs, backend, scan=functools.partial(chunked_scan, segment=segment))
+    for name, x in expected.items():
+        assert x.dtype == actual[name].dtype and x.shape == actual[name].shape
+        assert error(actual[name], x) <= TOLERANCE[x.real.dtype], name
+
+
+def test_chunked_scan_differentiates_only_what_asks() -> None:
+    inputs = draw(Case(length=20, without=()))
+    inputs["A"].requires_grad_()
+    y, state = chunked_scan(**inputs, segment=7, return_final_state=True)
+    for output in (y, state):  # either may stay unused
+        (dA,) = torch.autograd.grad(output.sum(), inputs["A"], retain_graph=True)
+        whole = selective_scan(**inputs, return_final_state=True)[output is state]
+        expected = torch.autograd.grad(whole.sum(), inputs["A"])[0]
+        assert error(dA, expected) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peaks in /proc")
+def test_chunked_scan_needs_the_same_memory_for_every_length() -> None:
+    """Beside inputs, outputs and gradients: four times the length, for which the checkpoints of the
+    whole would take 48 MB more. The first call pays for what the process allocates once."""
+    code = (
+        "import ctypes, torch; from seqbench.kernels.selective_scan import chunked_scan\n"
+        "def status(key):\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(x.split()[1]) for x in lines if x.startswith(key)) / 1024\n"
+        "def extra(length, width=16, state=64):\n"
+        "    u, delta = (torch.rand(1, length, width).requires_grad_() for _ in 'ud')\n"
+        "    A, B, C = (-torch.rand(width, state) for _ in 'ABC')\n"
+        "    dy = torch.ones_like(u)\n"
+        "    ctypes.CDLL(None).malloc_trim(0)\n"
+        "    open('/proc/self/clear_refs', 'w').write('5')\n"
+        "    before = status('VmRSS')\n"
+        "    y = chunked_scan(u, delta, A, B, C, segment=2048, backend='cpu')\n"
+        "    found = torch.autograd.grad(y, [u, delta], dy)\n"
+        "    results = sum(x.nbytes for x in (y, *found)) / 2**20\n"
+        "    return status('VmHWM') - before - results\n"
+        "print(*(extra(2**n) for n in (12, 17, 19)))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _, shorter, longer = map(float, done.stdout.split())
+    assert longer < shorter + 32, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -501,12 +691,17 @@ def draw(case: Case) -> dict[str, Tensor]:
     return {name: x for name, x in inputs.items() if name not in case.without}
 
 
-def run(case: Case, inputs: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+def run(
+    case: Case,
+    inputs: dict[str, Tensor],
+    backend: str,
+    scan: Callable[..., Any] = selective_scan,
+) -> dict[str, Tensor]:
     """y, the final state and, under d_<name>, every gradient of a fixed weighting of both."""
     leaves = {
         name: x.detach().clone().requires_grad_() for name, x in inputs.items() if name != "reset"
     }
-    y, final_state = selective_scan(
+    y, final_state = scan(
         **leaves,
         reset=inputs.get("reset"),
         delta_softplus=case.softplus,
