@@ -34,7 +34,7 @@ step() {
 
 # sanitize TOOL: compute-sanitizer's exit status is 3 where it finds an error.
 sanitize() {
-    step "$1" 150 "${watched[@]}" compute-sanitizer --tool "$1" --error-exitcode 3 \
+    step "$1" 80 "${watched[@]}" compute-sanitizer --tool "$1" --error-exitcode 3 \
         "$python" -P scripts/gpu_sanitize.py
 }
 
@@ -68,14 +68,14 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm --format=csv 
     | tee -a "$out/summary.txt"
 # Correctness has no use of a quiet machine: both at once. What is compiled is kept for later.
 {
-    step warm 60 "$python" -P scripts/gpu_sanitize.py \
+    step warm 100 "$python" -P scripts/gpu_sanitize.py \
         && for tool in memcheck racecheck; do sanitize "$tool"; done
 } &
 step tests 180 "$python" -P -m pytest tests/kernels -m gpu -q -n "${WORKERS:-14}"
 wait
 # A bench writes when it is done, so one that would take too long is run again at its headline.
 cli=("$python" -P -m seqbench.suite.cli bench)
-step scan "${SCAN_SECONDS:-240}" "${cli[@]}" scan --device cuda --results "$out" \
+step scan "${SCAN_SECONDS:-220}" "${cli[@]}" scan --device cuda --results "$out" \
     || step scan_quick 60 "${cli[@]}" scan --device cuda --quick --results "$out"
 step decode $((590 - SECONDS)) "${cli[@]}" decode --device cuda --results "$out" \
     || step decode_quick $((600 - SECONDS > 20 ? 600 - SECONDS : 20)) \
