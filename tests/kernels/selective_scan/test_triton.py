@@ -1,0 +1,71 @@
+"""The Triton scan where there is no GPU: interpreted, and compiled for those there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from seqbench.kernels.selective_scan import triton as scan
+
+_compiled = runpy.run_path(str(Path(__file__).parents[1] / "compiled.py"))
+KERNELS = ("forward", "chunk_states", "chunk_starts", "chunk_adjoints", "backward")
+
+
+def test_interpreted_values_and_gradients_equal_the_float64_loop() -> None:
+    worker = Path(__file__).with_name("interpreted.py")
+    done = subprocess.run(
+        [sys.executable, "-P", worker],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 9 and all(error <= 1 for error in found.values()), found
+
+
+@pytest.mark.parametrize("target", _compiled["TARGETS"])
+def test_no_kernel_spills_in_its_default_configuration(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the cut scan, whose kernels are all there are, in bfloat16 with every option but reset."""
+    monkeypatch.setattr(scan, "_PROGRAMS_TO_FILL", 2**20)
+    with _compiled["recorded"](scan.kernels, *KERNELS) as kernels:
+        call = arguments(1, 2048, 1024, 16)
+        y, final, checkpoints = scan.forward(**call)
+        forward_starts = kernels["chunk_starts"].source()
+        scan.backward(y, final, **call, checkpoints=checkpoints, needs=(True,) * 9)
+    assert forward_starts.name == "chunk_starts"
+    for name, kernel in kernels.items():
+        used = _compiled["resources"](kernel.source(), target)
+        assert not any(used.get(key) for key in ("STACK", "LOCAL", "SPILL")), (name, used)
+
+
+def arguments(batch: int, length: int, width: int, state: int) -> dict[str, Any]:
+    """A call as a trained Mamba layer makes it, of tensors without memory."""
+    sequence = torch.empty(batch, length, width, dtype=torch.bfloat16, device="meta")
+    projection = torch.empty(batch, length, state, dtype=torch.bfloat16, device="meta")
+    channels = torch.empty(width, device="meta")
+    return {
+        "u": sequence,
+        "delta": sequence,
+        "A": torch.empty(width, state, device="meta"),
+        "B": projection,
+        "C": projection,
+        "D": channels,
+        "z": sequence,
+        "delta_bias": channels,
+        "delta_softplus": True,
+        "initial_state": torch.empty(batch, width, state, device="meta"),
+        "reset": None,
+    }
