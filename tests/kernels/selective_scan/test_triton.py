@@ -35,12 +35,12 @@ def test_interpreted_values_and_gradients_equal_the_float64_loop() -> None:
 
 
 @pytest.mark.parametrize("target", _compiled["TARGETS"])
-def test_no_kernel_spills_in_its_default_configuration(
+def test_no_kernel_but_backward_spills_in_its_default_configuration(
     target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the cut scan, whose kernels are all there are, in bfloat16 with every option but reset.
 
-    backward is the exception: it keeps a few registers' worth on the stack (TRITON.md).
+    backward keeps up to 32 registers' worth on the stack (TRITON.md).
     """
     monkeypatch.setattr(scan, "_multiprocessors", lambda x: 132)
     with _compiled["recorded"](scan.kernels, *KERNELS) as kernels:
@@ -49,9 +49,9 @@ def test_no_kernel_spills_in_its_default_configuration(
         scan.backward(y, final, **call, checkpoints=checkpoints, needs=(True,) * 9)
     for name, kernel in kernels.items():
         used = _compiled["resources"](kernel.source(), target)
-        allowed = 64 if name == "backward" else 0
+        allowed = 128 if name == "backward" else 0
         assert used.get("STACK", 0) <= allowed, (name, used)
-        assert not used.get("LOCAL"), (name, used)
+        assert not used.get("LOCAL") and not used.get("SPILL"), (name, used)
 
 
 def arguments(batch: int, length: int, width: int, state: int) -> dict[str, Any]:
