@@ -210,7 +210,9 @@ def _check_plugin_task(name: str, task: Task) -> None:
 def _has_plugin(name: str, model: Any) -> bool:
     """Whether any part of the model is code from elsewhere."""
     parts = [type(module).__module__ for module in model.modules()]
-    return not all(part.startswith(("seqbench.models.", "torch.")) for part in parts)
+    return not all(
+        part.startswith(("seqbench.models.", "seqbench.kernels.", "torch.")) for part in parts
+    )
 
 
 @lru_cache(maxsize=256)

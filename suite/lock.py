@@ -106,30 +106,38 @@ def _acquire(path: Path, owner: Owner) -> Lock | None:
     mine = path.with_name(f".{path.name}.{owner.token}")
     mine.write_text(json.dumps(asdict(owner)))
     try:
-        for _ in range(2):
-            with contextlib.suppress(FileExistsError):
-                _claim(mine, path)
-                return Lock(path, owner)
-            holder = _read(path)
-            if not _stale(path, holder):
-                return None
-            _discard(path, holder)
+        with contextlib.suppress(FileExistsError):
+            _claim(mine, path)
+            return Lock(path, owner)
+        if _stale(path, _read(path)) and _take_over(path, mine):
+            return Lock(path, owner)
         return None
     finally:
         mine.unlink(missing_ok=True)
 
 
-def _discard(path: Path, holder: Owner | None) -> None:
-    """Removes a stale lock; of several that try, the one whose renaming is first."""
-    taken = path.with_name(f".{path.name}.{uuid.uuid4().hex}.stale")
+def _take_over(path: Path, mine: Path) -> bool:
+    """Puts a lock in a stale one's place, unless another is about to: one alone may remove it.
+
+    Two that both saw the stale one could else remove each other's new lock.
+    """
+    turn = path.with_name(f".{path.name}.turn")
     try:
-        path.rename(taken)
-    except FileNotFoundError:
-        return  # another was faster
-    if _read(taken) != holder:  # another was faster, and this is already its new lock
-        with contextlib.suppress(FileExistsError):
-            _claim(taken, path)
-    taken.unlink()
+        turn.touch(exist_ok=False)
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if _folder_time(path.parent) - turn.stat().st_mtime > STALE_SECONDS:
+                turn.unlink()  # its owner died within these few lines; the next look goes on
+        return False
+    try:
+        if _stale(path, _read(path)):
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):  # one that came just now was faster
+                _claim(mine, path)
+                return True
+        return False
+    finally:
+        turn.unlink(missing_ok=True)
 
 
 def _claim(whole: Path, path: Path) -> None:

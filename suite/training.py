@@ -598,6 +598,7 @@ def fit(
             use_distributed_sampler=False,
         )
         trainer.fit(module, train_dataloaders=module.feed.over(steps))
+    module.model.to(device)  # Lightning leaves it on the CPU
 
 
 def _unfinished(cell: Cell, status: Any, error: str, device: torch.device) -> Record:

@@ -97,4 +97,6 @@ def test_importing_the_kernels_imports_no_backend() -> None:
         "print(loaded, 'triton' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
-    assert done.stdout == "['seqbench.kernels.selective_scan.reference'] False\n", done.stderr
+    loaded, _, triton = done.stdout.strip().rpartition(" ")
+    assert "reference" in loaded and triton == "False", done.stderr
+    assert not any(backend in loaded for backend in (".cpu", ".torch", ".triton")), loaded

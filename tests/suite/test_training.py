@@ -83,11 +83,11 @@ def test_a_run_paused_anywhere_gives_the_record_of_the_whole(tmp_path: Path) -> 
     one = cell("s4")
     whole = run(one, tmp_path / "whole")
     for pauses in range(50):
-        # At most four looks pass in the test of a variant, which is done as a whole.
-        record = run_cell(one, tmp_path, device="cpu", pause=Pause(at=5 + pauses % 3))
+        # Fewer looks than these pass in the test of a variant, which is done as a whole.
+        record = run_cell(one, tmp_path, device="cpu", pause=Pause(at=9 + pauses % 3))
         if record is not None:
             break
-    assert record is not None and pauses >= 5
+    assert record is not None and pauses >= 3
     assert timeless(record) == timeless(whole)
 
 

@@ -31,7 +31,7 @@ def test_pieces_take_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     length = 8 * memory.SEGMENT
     result = memory.bench_memory(lengths=(length,), threads=1)
     whole, pieces = (row.peak for row in result.rows)
-    assert whole and pieces and 2 * pieces.run < whole.run
+    assert whole and pieces and 1.5 * pieces.run < whole.run
     assert pieces.run > 2 * 4 * memory.WIDTH * length  # input and output are counted
     found = json.loads(result.write(tmp_path)[0].read_text())
     assert found["rows"][1]["peak"]["run"] == pieces.run
