@@ -71,7 +71,7 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm --format=csv 
     step warm 100 "$python" -P scripts/gpu_sanitize.py \
         && for tool in memcheck racecheck; do sanitize "$tool"; done
 } &
-step tests 180 "$python" -P -m pytest tests/kernels -m gpu -q -n "${WORKERS:-14}"
+step tests 180 "$python" -P -m pytest -p no:benchmark tests/kernels -m gpu -q -n "${WORKERS:-14}"
 wait
 # A bench writes when it is done, so one that would take too long is run again at its headline.
 cli=("$python" -P -m seqbench.suite.cli bench)
