@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from seqbench.suite.execution import Execution
@@ -36,7 +36,12 @@ def main() -> None:
 
     busy, stop = threading.Event(), threading.Event()
     cells: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(cells, busy, stop), daemon=True).start()
+    # A process forked while the thread below waits in sys.stdin would find it locked, and wait for
+    # ever where multiprocessing closes it: the pipe gets an object of its own.
+    pipe = os.fdopen(os.dup(0))
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+    listening = threading.Thread(target=_listen, args=(pipe, cells, busy, stop), daemon=True)
+    listening.start()
 
     import torch
 
@@ -146,9 +151,12 @@ class _Forward(logging.Handler):
 
 
 def _listen(
-    cells: queue.SimpleQueue[str | None], busy: threading.Event, stop: threading.Event
+    pipe: TextIO,
+    cells: queue.SimpleQueue[str | None],
+    busy: threading.Event,
+    stop: threading.Event,
 ) -> None:
-    for line in sys.stdin:
+    for line in pipe:
         if line.strip() == STOP:
             stop.set()
             continue

@@ -54,6 +54,13 @@ def test_a_killed_worker_costs_its_cell_alone(tmp_path: Path) -> None:
     assert len(load_all(tmp_path)) == 2
 
 
+def test_a_worker_whose_batches_are_made_ahead_finishes(tmp_path: Path) -> None:
+    """Its forked processes do not wait for the pipe that it listens to."""
+    ahead = local.run([cell(10)], tmp_path / "ahead", Execution(prefetch=2))
+    plain = local.run([cell(10)], tmp_path / "plain", Execution(prefetch=0))
+    assert [r.status for r in ahead] == ["done"] and ahead[0].test == plain[0].test
+
+
 def children() -> list[int]:
     """Workers whose parent is this process."""
     return [pid for pid, parent, _ in every_worker() if parent == os.getpid()]
