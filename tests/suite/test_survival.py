@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,15 @@ def test_a_full_disk_ends_the_run_with_the_reason(tmp_path: Path) -> None:
     assert load_all(tmp_path) == []
 
 
-@pytest.mark.usefixtures("pretenders")
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises, as in a terminal: a shell's background jobs inherit it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pretenders", "interruptible")
 def test_ctrl_c_lets_the_cells_pause(tmp_path: Path) -> None:
     def interrupt(worker: int, running: Cell, event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
@@ -240,7 +248,7 @@ def test_ctrl_c_lets_the_cells_pause(tmp_path: Path) -> None:
     assert not lock.busy(tmp_path, cell("dawdles"))
 
 
-@pytest.mark.usefixtures("pretenders")
+@pytest.mark.usefixtures("pretenders", "interruptible")
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def interrupt(worker: int, running: Cell, event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
