@@ -56,7 +56,7 @@ class Species(Task):
     difficulty = ("length",)
     scales: ClassVar[Mapping[str, Scale]] = {
         "cpu": Scale(
-            note="four species instead of five and 3 Mbp of each, windows of 1024 at most 2000 "
+            note="four species instead of five and 3 Mbp of each, windows of 1024, a thousand "
             "steps; not the paper's setting.",
             task={"length": 1024},
             model={"d_model": 64, "num_layers": 2},
