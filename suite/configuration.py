@@ -86,7 +86,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     config: Any = build_config(cls.Config, values["task"], "task")
     train = build_config(TrainConfig, values["train"], "train")
     _check_train(train)
-    task_config = _plain(asdict(config))
+    task_config = _plain(_settled(config))
     task = prepared_task(request.task, task_config)
     if request.same_size_as is not None and "model.d_model" not in dict(assignments):
         values["model"] |= _matched_width(request, task.vocab_size, values["model"])
@@ -103,6 +103,15 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         train=train,
         data_fingerprint=task.fingerprint(),
     )
+
+
+def _settled(config: Any) -> dict[str, Any]:
+    """A task's config, without the late fields (tasks.base.LATE) that have their default."""
+    values = asdict(config)
+    for f in fields(config):
+        if f.metadata.get("late") and values[f.name] == f.default:
+            del values[f.name]
+    return values
 
 
 def _model_config(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
