@@ -86,7 +86,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     config: Any = build_config(cls.Config, values["task"], "task")
     train = build_config(TrainConfig, values["train"], "train")
     _check_train(train)
-    task_config = _plain(asdict(config))
+    task_config = _plain(_settled(config))
     task = prepared_task(request.task, task_config)
     if request.same_size_as is not None and "model.d_model" not in dict(assignments):
         values["model"] |= _matched_width(request, task.vocab_size, values["model"])
@@ -99,10 +99,27 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         scale=request.scale,
         scale_note=scale.note + (f" Changed: {', '.join(changed)}." if changed else ""),
         task_config=task_config,
-        model_config=_plain({**options_of(request.model), **values["model"]}),
+        model_config=_model_config(request.model, values["model"]),
         train=train,
         data_fingerprint=task.fingerprint(),
     )
+
+
+def _settled(config: Any) -> dict[str, Any]:
+    """A task's config, without the late fields (tasks.base.LATE) that have their default."""
+    values = asdict(config)
+    for f in fields(config):
+        if f.metadata.get("late") and values[f.name] == f.default:
+            del values[f.name]
+    return values
+
+
+def _model_config(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option with its value; the plain stack's are the same whether it is named or not."""
+    config = {**options_of(name, values.get("backbone")), **values}
+    if config.get("backbone") == "stack" and "backbone" not in options_of(name):
+        del config["backbone"]
+    return cast(dict[str, Any], _plain(config))
 
 
 def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:

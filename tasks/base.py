@@ -30,6 +30,11 @@ METRICS: dict[str, bool] = {
 }
 
 
+# Marks a config's field that came after the first records (metadata=LATE): while it has its default
+# it is no part of a cell's identity, so that those records still answer for their cells.
+LATE = {"late": True}
+
+
 class TaskError(ValueError):
     """A mistake in a task's configuration or data that its user can mend.
 
