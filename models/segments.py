@@ -78,9 +78,25 @@ def segmented_loss(
     if gradients == "exact":
         loss: Tensor = _ExactLoss.apply(model, loss_of, segment, tokens_BL, *parameters)
         return loss
-    value, found = _truncated(model, loss_of, segment, tokens_BL, parameters)
-    loss = _KnownGradients.apply(value, len(found), *found, *parameters)
-    return loss
+    return _truncated(model, loss_of, segment, tokens_BL, parameters)
+
+
+def accumulated_loss(
+    loss_of_rows: Callable[[slice], Tensor], model: nn.Module, rows: int, *, at_once: int
+) -> Tensor:
+    """The sum of `loss_of_rows` over groups of `at_once` of the batch's rows, one after another.
+
+    The gradients of a group by the model's parameters are taken before the next one runs, so memory
+    holds one group's activations.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    totals: list[Tensor | None] = [None] * len(parameters)
+    losses = []
+    for first in range(0, rows, at_once):
+        loss = loss_of_rows(slice(first, min(first + at_once, rows)))
+        _add(totals, iter(torch.autograd.grad(loss, parameters, allow_unused=True)))
+        losses.append(loss.detach())
+    return _known(losses, parameters, totals)
 
 
 def cannot_carry(model: nn.Module, length: int) -> str | None:
@@ -245,8 +261,8 @@ class _ExactLoss(torch.autograd.Function):
 
 def _truncated(
     model: Any, loss_of: LossOf, segment: int, tokens_BL: Tensor, parameters: list[nn.Parameter]
-) -> tuple[Tensor, list[Tensor]]:
-    """The loss and its gradients by the parameters, none of which crosses into an earlier piece."""
+) -> Tensor:
+    """The loss; none of its gradients crosses from a piece into the one before."""
     totals: list[Tensor | None] = [None] * len(parameters)
     state = model.initial_state(len(tokens_BL), tokens_BL.device)
     losses = []
@@ -258,8 +274,16 @@ def _truncated(
         _add(totals, iter(torch.autograd.grad(loss, parameters, allow_unused=True)))
         losses.append(loss.detach())
         state = _compact(state)
-    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, totals)]
-    return torch.stack(losses).sum(), found
+    return _known(losses, parameters, totals)
+
+
+def _known(
+    losses: list[Tensor], parameters: list[nn.Parameter], gradients: list[Tensor | None]
+) -> Tensor:
+    """The sum of losses, as a function of the parameters with those gradients."""
+    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
+    loss: Tensor = _KnownGradients.apply(torch.stack(losses).sum(), len(found), *found, *parameters)
+    return loss
 
 
 class _KnownGradients(torch.autograd.Function):

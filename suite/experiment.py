@@ -50,6 +50,8 @@ class TrainConfig:
         0.5  # by this fraction of the steps every stage is over, passed or not
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    # Rows of a train batch that go through the model at a time, their gradients added; None: all.
+    micro_batch: int | None = None
     # Train sequences longer than this go through the model in pieces of so many tokens that carry
     # its state: memory no longer grows with the length. None: every sequence as a whole.
     segment_length: int | None = None
@@ -58,7 +60,7 @@ class TrainConfig:
 
 
 # Fields that came after the first records: at their default they leave an identity as it was.
-_LATER = ("segment_length", "segment_gradients")
+_LATER = ("micro_batch", "segment_length", "segment_gradients")
 
 
 @dataclass(frozen=True, kw_only=True)

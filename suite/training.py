@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from seqbench.models.build import build_model, parameter_groups
-from seqbench.models.segments import cannot_carry, segmented_loss
+from seqbench.models.segments import accumulated_loss, cannot_carry, segmented_loss
 from seqbench.suite import checkpoint, ranks
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
@@ -135,13 +136,16 @@ class CellModule(lightning.LightningModule):
         batch = self.feed.batch(item)
         self.tokens += batch.inputs.numel()
         inputs, targets = self._share(batch.inputs), self._share(batch.targets)
-        train, length = self.cell.train, inputs.shape[1]
+        train, (rows, length) = self.cell.train, inputs.shape
+        in_groups = train.micro_batch is not None and rows > train.micro_batch
         in_pieces = train.segment_length is not None and length > train.segment_length
-        parts = in_pieces or self._world > 1  # of the batch, in one loss
-        right: dict[int, Tensor] = {}  # by the place where a piece begins
+        parts = in_groups or in_pieces or self._world > 1  # of the batch, in one loss
+        if parts:
+            answers = (batch.targets != IGNORE).sum().to(self.device)
+        right: dict[tuple[int, int], Tensor] = {}  # by row and place where a part begins
 
-        def loss_of(logits_BLV: Tensor, some: slice) -> Tensor:
-            wanted = targets[:, some]
+        def loss_of(logits_BLV: Tensor, place: slice, group: slice) -> Tensor:
+            wanted = targets[group, place]
             loss = F.cross_entropy(
                 logits_BLV.flatten(0, 1).float(),
                 wanted.flatten(),
@@ -152,25 +156,31 @@ class CellModule(lightning.LightningModule):
                 # The mean over all processes' tokens, once their gradients are averaged.
                 loss = loss * self._world / answers
             if self._deltas is not None:
-                share = wanted.shape[1] / length
+                share = wanted.numel() / targets.numel()
                 loss = loss + train.delta_penalty * share * self._deltas.mean_log()
             if self.stage is not None:
-                right[some.start] = (logits_BLV.detach().argmax(-1) == wanted).sum()
+                begins = group.start, place.start
+                right[begins] = (logits_BLV.detach().argmax(-1) == wanted).sum()
             return loss
 
-        if parts:
-            answers = (batch.targets != IGNORE).sum().to(self.device)
-        if in_pieces:
+        def loss_of_rows(group: slice) -> Tensor:
+            of_group = partial(loss_of, group=group)
+            if not in_pieces:
+                return of_group(self.logits(inputs[group]), slice(0, length))
             assert train.segment_length is not None
-            loss = segmented_loss(
+            return segmented_loss(
                 self.model,
-                loss_of,
-                inputs,
+                of_group,
+                inputs[group],
                 segment=train.segment_length,
                 gradients=train.segment_gradients,
             )
+
+        if in_groups:
+            assert train.micro_batch is not None
+            loss = accumulated_loss(loss_of_rows, self.model, rows, at_once=train.micro_batch)
         else:
-            loss = loss_of(self.logits(inputs), slice(0, length))
+            loss = loss_of_rows(slice(0, rows))
         if self.stage is not None:
             mean = sum(right.values()) / (targets != IGNORE).sum().clamp(min=1)
             self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * mean

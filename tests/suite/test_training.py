@@ -353,6 +353,17 @@ def test_training_in_segments_gives_the_curve_of_whole_sequences(
         assert b.validation["loss"] == pytest.approx(a.validation["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("changes", [{}, {"train__segment_length": 12}])
+def test_rows_in_groups_give_the_curve_of_the_whole_batch(changes: Any, tmp_path: Path) -> None:
+    """Batches of 8 rows of 32 tokens, 3 rows at a time; earlier stages have as many rows."""
+    changes = {"train__delta_penalty": 0.01, "train__steps": 20, **changes}
+    whole = run(cell(**changes), tmp_path / "whole")
+    groups = run(cell(train__micro_batch=3, **changes), tmp_path / "groups")
+    for a, b in zip(whole.curve, groups.curve, strict=True):
+        assert b.train_loss == pytest.approx(a.train_loss, rel=1e-3)
+        assert b.validation["loss"] == pytest.approx(a.validation["loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("gradients", ["exact", "truncated"])
 def test_training_in_segments_goes_on_where_it_was_cut(gradients: str, tmp_path: Path) -> None:
     one = _long(train__segment_gradients=gradients)
