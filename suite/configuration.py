@@ -160,7 +160,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "patience": (1, True, math.inf),
     "curriculum_pass": (0, True, 1),
     "curriculum_until": (0, True, 1),
-    "micro_batch": (1, True, math.inf),
+    "micro_tokens": (1, True, math.inf),
     "segment_length": (1, True, math.inf),
 }
 
@@ -182,8 +182,8 @@ def _check_train(train: TrainConfig) -> None:
             "train.segment_gradients='truncated': they are cut between segments; give "
             "train.segment_length too, as in train.segment_length=4096"
         )
-    if train.precision == "16-mixed" and (truncated or train.micro_batch is not None):
-        key = "segment_gradients='truncated'" if truncated else f"micro_batch={train.micro_batch}"
+    if train.precision == "16-mixed" and (truncated or train.micro_tokens is not None):
+        key = "segment_gradients='truncated'" if truncated else f"micro_tokens={train.micro_tokens}"
         raise UserError(
             f"train.{key} with train.precision='16-mixed': gradients of parts are taken before the "
             "loss is scaled; take bf16-mixed or 32-true"
