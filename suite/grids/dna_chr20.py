@@ -23,7 +23,7 @@ CPU = {
     "model.num_layers": 2,
     "train.steps": 3600,
     "train.batch_size": 8,
-    "train.lr": 8e-3,
+    "train.lr": 4e-3,
     "train.warmup_steps": 200,
     "train.beta2": 0.95,
     "train.eval_every": 400,
