@@ -99,10 +99,18 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         scale=request.scale,
         scale_note=scale.note + (f" Changed: {', '.join(changed)}." if changed else ""),
         task_config=task_config,
-        model_config=_plain({**options_of(request.model), **values["model"]}),
+        model_config=_model_config(request.model, values["model"]),
         train=train,
         data_fingerprint=task.fingerprint(),
     )
+
+
+def _model_config(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option with its value; the plain stack's are the same whether it is named or not."""
+    config = {**options_of(name, values.get("backbone")), **values}
+    if config.get("backbone") == "stack" and "backbone" not in options_of(name):
+        del config["backbone"]
+    return cast(dict[str, Any], _plain(config))
 
 
 def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
