@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -20,7 +20,7 @@ from seqbench.models import plugins
 from seqbench.models.base import ModelError
 from seqbench.models.build import build_model, match_parameters, options_of
 from seqbench.suite.discovery import is_plugin, task_class, unknown
-from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError, settled
+from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
 from seqbench.suite.recipes import recipe_settings
 from seqbench.tasks.base import Task, TaskError
 
@@ -90,7 +90,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     config: Any = build_config(cls.Config, values["task"], "task")
     train = build_config(TrainConfig, values["train"], "train")
     _check_train(train)
-    task_config = _plain(settled(config))
+    task_config = _plain(_settled(config))
     task = prepared_task(request.task, task_config)
     if request.same_size_as is not None and "model.d_model" not in dict(assignments):
         values["model"] |= _matched_width(request, task.vocab_size, values["model"])
@@ -110,6 +110,15 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         train=train,
         data_fingerprint=task.fingerprint(),
     )
+
+
+def _settled(config: Any) -> dict[str, Any]:
+    """A task's config, without the late fields (tasks.base.LATE) that have their default."""
+    values = asdict(config)
+    for f in fields(config):
+        if f.metadata.get("late") and values[f.name] == f.default:
+            del values[f.name]
+    return values
 
 
 def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> int:

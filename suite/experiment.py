@@ -9,10 +9,6 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
-# Marks a config's field that came after the first records: while it has its default it is no part of
-# a cell's identity, so that those records still answer for their cells.
-LATE = {"late": True}
-
 # Raised by a change to code that alters results (a layer, the loss, a stream): old records then
 # stop matching.
 RESULTS_VERSION = 1
@@ -55,7 +51,11 @@ class TrainConfig:
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     # What filled the fields above that nobody set: see suite/recipes.py.
-    recipe: Literal["gpt3", "improved"] | None = field(default=None, metadata=LATE)
+    recipe: Literal["gpt3", "improved"] | None = None
+
+
+# Fields that came after the first records: at their default they leave an identity as it was.
+_LATER = ("recipe",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,11 @@ class Cell:
     def canonical(self) -> str:
         """The identity as canonical JSON; the scale's note is prose, and no part of it."""
         identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale_note"}
-        identity["train"] = settled(self.train)
+        train, usual = asdict(self.train), asdict(TrainConfig())
+        for name in _LATER:
+            if train[name] == usual[name]:
+                del train[name]
+        identity["train"] = train
         return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property
@@ -88,15 +92,6 @@ class Cell:
     def label(self) -> str:
         """task/model/seed, for people; never parsed back."""
         return f"{self.task}/{self.model}/seed{self.seed}"
-
-
-def settled(config: Any) -> dict[str, Any]:
-    """The fields of a config as a dict, without the late ones that have their default."""
-    values = asdict(config)
-    for f in fields(config):
-        if f.metadata.get("late") and values[f.name] == f.default:
-            del values[f.name]
-    return values
 
 
 @dataclass(frozen=True, kw_only=True)

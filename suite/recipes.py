@@ -1,4 +1,4 @@
-"""Training recipes by name: "gpt3" and "improved" of the paper's language models (Gu & Dao 2023, E.2).
+"""Training recipes by name: the paper's "gpt3" and "improved" (Gu & Dao 2023, E.2).
 
 A recipe fills the fields of TrainConfig that the grid and `--set` leave alone; the cell, and so the
 record, holds its name and every value. What else the paper's improved recipe asks, no linear biases
@@ -10,6 +10,7 @@ hyena, transformer and linear-attention are GPT-3's, and `--set model.norm=rms` 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 Recipe = Literal["gpt3", "improved"]
@@ -29,7 +30,7 @@ def gpt3_rate(parameters: int) -> float:
     sizes = list(GPT3_RATES)
     if parameters < sizes[0]:
         return 0.003239 - 0.0001395 * math.log(parameters)
-    for low, high in zip(sizes, sizes[1:], strict=False):
+    for low, high in pairwise(sizes):
         if parameters <= high:
             share = math.log(parameters / low) / math.log(high / low)
             return GPT3_RATES[low] + share * (GPT3_RATES[high] - GPT3_RATES[low])
