@@ -1,7 +1,7 @@
 """Scaling: loss against compute, sizes x backbones at matched tokens (Gu & Dao 2023, Figure 4).
 
-cpu: bytes of the State of the Union, windows of 256, 28K to 313K parameters, 20 tokens of training a
-parameter as in the paper's Table 12; every model of a size sees as many tokens. One recipe,
+cpu: bytes of the State of the Union, windows of 256, 28K to 313K parameters, 20 tokens of training
+a parameter as in the paper's Table 12; every model of a size sees as many tokens. One recipe,
 "improved", for all, so that a difference is the backbone's; the paper gave its Hyena the recipe
 "gpt3". The scaling law is a power law in the FLOPs of training, fitted to all seeds.
 paper: Table 12's depths, widths, steps and rates on a Pile-like corpus in GPT-2's tokens, context
