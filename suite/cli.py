@@ -244,7 +244,7 @@ def run(
     bad = [r for r in plan.finished if r.status != "done"]
     for record in bad:
         err.print(f"{record.cell.label}: {record.status}: {record.error}")
-    return 1 if bad else 0
+    return 1 if any(r.status != "skipped" for r in bad) else 0
 
 
 @app.command()

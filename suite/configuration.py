@@ -180,6 +180,8 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "patience": (1, True, math.inf),
     "curriculum_pass": (0, True, 1),
     "curriculum_until": (0, True, 1),
+    "micro_batch": (1, True, math.inf),
+    "segment_length": (1, True, math.inf),
 }
 
 
@@ -194,6 +196,18 @@ def _check_train(train: TrainConfig) -> None:
     for key in ("beta1", "beta2"):
         if getattr(train, key) == 1:
             raise UserError(f"train.{key}=1: must be below 1")
+    truncated = train.segment_gradients == "truncated"
+    if truncated and train.segment_length is None:
+        raise UserError(
+            "train.segment_gradients='truncated': they are cut between segments; give "
+            "train.segment_length too, as in train.segment_length=4096"
+        )
+    if train.precision == "16-mixed" and (truncated or train.micro_batch is not None):
+        key = "segment_gradients='truncated'" if truncated else f"micro_batch={train.micro_batch}"
+        raise UserError(
+            f"train.{key} with train.precision='16-mixed': gradients of parts are taken before the "
+            "loss is scaled; take bf16-mixed or 32-true"
+        )
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 
 from seqbench.suite.experiment import Cell, UserError
 
-Status = Literal["done", "diverged", "failed"]
+# skipped: the model cannot do what the cell asks for, and says why.
+Status = Literal["done", "diverged", "failed", "skipped"]
 # Strict JSON has no NaN and no infinity: they are written as strings, which this type reads back.
 Number = Annotated[float, Strict(False)]
 

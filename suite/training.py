@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from seqbench.models.build import build_model, parameter_groups
+from seqbench.models.segments import accumulated_loss, cannot_carry, segmented_loss
 from seqbench.suite import checkpoint, ranks
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
@@ -57,6 +59,10 @@ PREFETCH = 4  # processes that make batches for a GPU, at most
 
 class Diverged(RuntimeError):
     """The loss is no longer a finite number."""
+
+
+class Unable(RuntimeError):
+    """The model cannot do what the cell asks for: the cell is skipped, with the reason."""
 
 
 class Paused(Exception):
@@ -130,26 +136,53 @@ class CellModule(lightning.LightningModule):
         batch = self.feed.batch(item)
         self.tokens += batch.inputs.numel()
         inputs, targets = self._share(batch.inputs), self._share(batch.targets)
-        logits_BLV = self.logits(inputs)
-        if self._world == 1:
+        train, (rows, length) = self.cell.train, inputs.shape
+        in_groups = train.micro_batch is not None and rows > train.micro_batch
+        in_pieces = train.segment_length is not None and length > train.segment_length
+        parts = in_groups or in_pieces or self._world > 1  # of the batch, in one loss
+        if parts:
+            answers = (batch.targets != IGNORE).sum().to(self.device)
+        right: dict[tuple[int, int], Tensor] = {}  # by row and place where a part begins
+
+        def loss_of(logits_BLV: Tensor, place: slice, group: slice) -> Tensor:
+            wanted = targets[group, place]
             loss = F.cross_entropy(
-                logits_BLV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE
-            )
-        else:
-            # The mean over all processes' tokens, once their gradients are averaged.
-            nats = F.cross_entropy(
                 logits_BLV.flatten(0, 1).float(),
-                targets.flatten(),
+                wanted.flatten(),
                 ignore_index=IGNORE,
-                reduction="sum",
+                reduction="sum" if parts else "mean",
             )
-            loss = nats * self._world / (batch.targets != IGNORE).sum().to(nats.device)
-        if self._deltas is not None:
-            loss = loss + self.cell.train.delta_penalty * self._deltas.mean_log()
+            if parts:
+                # The mean over all processes' tokens, once their gradients are averaged.
+                loss = loss * self._world / answers
+            if self._deltas is not None:
+                share = wanted.numel() / targets.numel()
+                loss = loss + train.delta_penalty * share * self._deltas.mean_log()
+            if self.stage is not None:
+                begins = group.start, place.start
+                right[begins] = (logits_BLV.detach().argmax(-1) == wanted).sum()
+            return loss
+
+        def loss_of_rows(group: slice) -> Tensor:
+            of_group = partial(loss_of, group=group)
+            if not in_pieces:
+                return of_group(self.logits(inputs[group]), slice(0, length))
+            assert train.segment_length is not None
+            return segmented_loss(
+                self.model,
+                of_group,
+                inputs[group],
+                segment=train.segment_length,
+                gradients=train.segment_gradients,
+            )
+
+        if in_groups:
+            assert train.micro_batch is not None
+            loss = accumulated_loss(loss_of_rows, self.model, rows, at_once=train.micro_batch)
+        else:
+            loss = loss_of_rows(slice(0, rows))
         if self.stage is not None:
-            scored = targets != IGNORE
-            right = (logits_BLV.detach().argmax(-1) == targets) & scored
-            mean = right.sum() / scored.sum().clamp(min=1)
+            mean = sum(right.values()) / (targets != IGNORE).sum().clamp(min=1)
             self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * mean
         self._loss = loss.detach()
         return loss
@@ -376,6 +409,8 @@ def run_cell(
         return run.to_the_end(devices, strategy, stop_after)
     except Diverged as error:
         return _unfinished(cell, "diverged", str(error), place)
+    except Unable as error:
+        return _unfinished(cell, "skipped", str(error), place)
     except UserError:
         raise
     except Exception as error:
@@ -411,6 +446,7 @@ class _Run:
         torch.manual_seed(_seed(cell, "init"))
         self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)
         self.model.to(device)
+        _check_segments(cell, self.task, self.model)
         self.module = CellModule(cell, self.task, self.model, listener)
         self.module.pause = pause
         self.module.after_step = self._save_at_times
@@ -466,6 +502,11 @@ class _Run:
 
     def compile(self, how: Compile) -> None:
         """Compiles the training forward and backward pass; evaluation stays as it is."""
+        if self.cell.train.segment_length is not None:
+            raise UserError(
+                f"--compile {how}: train.segment_length={self.cell.train.segment_length} runs the "
+                "model in pieces, uncompiled; leave one of the two out"
+            )
         mode = "reduce-overhead" if how == "graphs" else None
         compiled = torch.compile(self.model, mode=mode)
         self.compiled = how
@@ -599,6 +640,22 @@ def fit(
         )
         trainer.fit(module, train_dataloaders=module.feed.over(steps))
     module.model.to(device)  # Lightning leaves it on the CPU
+
+
+def _check_segments(cell: Cell, task: Task, model: nn.Module) -> None:
+    """Unable if the model cannot train in the pieces that the cell asks for."""
+    segment = cell.train.segment_length
+    length = task.batch("validation", 0, 1).inputs.shape[1]
+    if segment is None or length <= segment:
+        return
+    where = f"train.segment_length={segment} at length {length}: {cell.model} cannot:"
+    if (reason := cannot_carry(model, length)) is not None:
+        raise Unable(f"{where} {reason}; leave segment_length out, or take a recurrent model")
+    if cell.train.segment_gradients == "exact" and cell.model_config.get("dropout"):
+        raise Unable(
+            f"{where} dropout draws other masks when a piece runs again; set model.dropout=0 or "
+            "train.segment_gradients=truncated"
+        )
 
 
 def _unfinished(cell: Cell, status: Any, error: str, device: torch.device) -> Record:
