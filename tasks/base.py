@@ -149,6 +149,11 @@ class Task(ABC):
         """The same task with some config fields changed."""
         return type(self)(replace(self.config, **changes))
 
+    @property
+    def models_a_stream(self) -> bool:
+        """Whether every token is asked for: its loss by position says what context is worth."""
+        return self.headline.startswith("bits_per_")
+
     @classmethod
     def config_fields(cls) -> tuple[str, ...]:
         """Names of the config's fields."""

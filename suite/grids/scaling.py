@@ -15,9 +15,11 @@ with compute; mamba below transformer++ and hyena at every size, the more comput
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from seqbench.suite.experiment import Request
+from seqbench.suite.figures import Figure, Line, PaperLine, paper_lines
 
 TITLE = "Scaling: language loss against training compute"
 SEEDS = (0, 1)
@@ -35,7 +37,8 @@ SIZES: tuple[tuple[int, dict[str, tuple[int, int]]], ...] = (
 MODELS = tuple(SIZES[0][1])
 
 # Table 12: nominal parameters, layers, width, heads, steps, GPT-3's peak rate.
-TABLE_12 = (
+Row = tuple[int, int, int, int, int, float]
+TABLE_12: tuple[Row, ...] = (
     (125_000_000, 12, 768, 12, 4_800, 6e-4),
     (350_000_000, 24, 1024, 16, 13_500, 3e-4),
     (760_000_000, 24, 1536, 16, 29_000, 2.5e-4),
@@ -52,6 +55,13 @@ PAPER_MODELS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "hyena": ("gpt3", 1.5, {"model.mlp_expand": 2.0}),
 }
 
+PAPER_NAMES = {
+    "Mamba": "mamba",
+    "Transformer++": "transformer++",
+    "H3++": "h3",
+    "Hyena": "hyena",
+}
+
 
 def requests(scale: str) -> list[Request]:
     """Every model at every size; at the paper scale also at both contexts."""
@@ -65,6 +75,48 @@ def requests(scale: str) -> list[Request]:
     return [
         _request(model, size, *shapes[model], scale) for size, shapes in SIZES for model in MODELS
     ]
+
+
+def figures(scale: str) -> list[Figure]:
+    """Loss against compute with its power law, and against size; the paper's Figure 4 beside."""
+    theirs = paper_lines("Figure 4", PAPER_NAMES)
+    if scale == "paper":
+        lines = {
+            f", context {context}": [
+                Line(name=m, requests=tuple(_paper(m, row, context) for row in TABLE_12))
+                for m in PAPER_MODELS
+            ]
+            for context in CONTEXTS
+        }
+    else:
+        lines = {
+            "": [
+                Line(name=m, requests=tuple(_request(m, n, *s[m], scale) for n, s in SIZES))
+                for m in MODELS
+            ]
+        }
+    return [
+        Figure(
+            name=f"scaling-{x}{on.replace(', context ', '-')}",
+            title=f"{TITLE if x == 'train_flops' else 'Scaling: language loss against size'}{on}",
+            x=x,
+            lines=tuple(of),
+            paper=tuple(map(_by_flops, theirs)) if x == "train_flops" else theirs,
+            fit=True,
+        )
+        for on, of in lines.items()
+        for x in ("train_flops", "parameters")
+    ]
+
+
+def _by_flops(line: PaperLine) -> PaperLine:
+    """A series of the paper's over 6 N D FLOPs: its own axis was not read off."""
+    tokens = {float(row[0]): row[4] * PAPER_TOKENS for row in TABLE_12}
+    return replace(
+        line,
+        points=tuple((6 * n * tokens[n], value) for n, value in line.points),
+        setting=f"{line.setting}; FLOPs are 6 x parameters x tokens, of Table 12",
+    )
 
 
 def _request(model: str, size: int, width: int, layers: int, scale: str) -> Request:
@@ -84,7 +136,7 @@ def _request(model: str, size: int, width: int, layers: int, scale: str) -> Requ
     return Request(task="language", model=model, scale=scale, settings=settings)
 
 
-def _paper(model: str, row: tuple[int, int, int, int, int, float], context: int) -> Request:
+def _paper(model: str, row: Row, context: int) -> Request:
     _, layers, width, heads, steps, rate = row
     recipe, deeper, options = PAPER_MODELS[model]
     peak = rate * (5 if recipe == "improved" else 1)
