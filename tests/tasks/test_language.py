@@ -286,7 +286,7 @@ def test_packed_documents_begin_at_their_ends_token(tmp_path: Path) -> None:
         (tmp_path / f"{i:02}.txt").write_text(page)
     for tokenizer in ("bytes", "gpt2"):
         task = _task(tmp_path, length=40, packing="reset", tokenizer=tokenizer)
-        inputs, targets = task.batch("train", 0, 32)
+        inputs, targets = task.batch("train", 0, 200)
         resets = task.resets(inputs)
         assert resets is not None and resets.dtype == torch.bool and resets.any()
         end = vocabulary(tokenizer).end  # type: ignore[arg-type]
