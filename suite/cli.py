@@ -51,6 +51,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(new_app, name="new")
 
 LAUNCHERS = ("local", "ray", "slurm")
+RETRIED = ("failed", "diverged", "stopped")
 UNFINISHED = 3  # exit status of a sitting that ended before its cells
 
 _WIDE = 170  # columns of a bench's table where there is no terminal to fit
@@ -152,6 +153,14 @@ def run(
         float | None,
         typer.Option(help="Seconds of this sitting; what is unfinished waits, exit status 3."),
     ] = None,
+    conclude: Annotated[
+        bool,
+        typer.Option(
+            "--conclude",
+            help="Train no further: test cells that began at their best weights so far, recorded "
+            "as stopped; --retry stopped goes on.",
+        ),
+    ] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster's address, or auto; a local one without.")
     ] = None,
@@ -162,7 +171,7 @@ def run(
         ),
     ] = None,
     retry: Annotated[
-        str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
+        str | None, typer.Option(help="Run cells again that ended as: failed, diverged or stopped.")
     ] = None,
     logger: Annotated[
         str | None, typer.Option(help="Mirror the curves too: tensorboard or wandb.")
@@ -192,6 +201,7 @@ def run(
         cell_seconds=cell_seconds,
         cell_memory=cell_memory,
         budget=budget,
+        conclude=conclude,
     )
     launch = _launcher(launcher, ray_address, slurm or [])
     if logger is not None:
@@ -217,8 +227,8 @@ def run(
         )
     runner.check_writable(results)
     if retry is not None:
-        if retry not in ("failed", "diverged"):
-            raise discovery.unknown("status in --retry", retry, ["failed", "diverged"])
+        if retry not in RETRIED:
+            raise discovery.unknown("status in --retry", retry, RETRIED)
         runner.forget(cells, results, retry)
     if grid is not None:
         declare(results, grid, scale, assignments)
@@ -244,7 +254,7 @@ def run(
     bad = [r for r in plan.finished if r.status != "done"]
     for record in bad:
         err.print(f"{record.cell.label}: {record.status}: {record.error}")
-    return 1 if any(r.status != "skipped" for r in bad) else 0
+    return 1 if any(r.status not in ("skipped", "stopped") for r in bad) else 0
 
 
 @app.command()
