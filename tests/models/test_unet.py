@@ -66,7 +66,7 @@ def test_decoding_and_pieces_equal_forward_beyond_the_centres_period(name: str) 
     torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-9, atol=1e-9)
 
     state, pieces = model.initial_state(2), []
-    for piece in tokens().split([15, 1, 17, 300, LENGTH - 333], 1):
+    for piece in tokens().split([15, 1, 17, 300, 0, LENGTH - 333], 1):
         logits, state = model(piece, state)
         pieces.append(logits)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
