@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -21,6 +21,7 @@ from seqbench.models.base import ModelError
 from seqbench.models.build import build_model, match_parameters, options_of
 from seqbench.suite.discovery import is_plugin, task_class, unknown
 from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
+from seqbench.suite.recipes import recipe_settings
 from seqbench.tasks.base import Task, TaskError
 
 C = TypeVar("C")
@@ -68,7 +69,10 @@ def prepared_task(name: str, config: Mapping[str, Any]) -> Task:
 
 
 def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] = ()) -> Cell:
-    """The cell of a request: the task's scale, then the grid's own settings, then `--set`."""
+    """The cell of a request: the task's scale, then the grid's own settings, then `--set`.
+
+    A recipe, wherever it is named, stands above the scale and below the other two.
+    """
     cls = task_class(request.task)
     if request.scale not in cls.scales:
         raise unknown(f"scale of task {request.task}:", request.scale, cls.scales)
@@ -90,8 +94,11 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     task = prepared_task(request.task, task_config)
     if request.same_size_as is not None and "model.d_model" not in dict(assignments):
         values["model"] |= _matched_width(request, task.vocab_size, values["model"])
-    check_model(request.model, task.vocab_size, values["model"])
+    parameters = check_model(request.model, task.vocab_size, values["model"])
     changed = sorted({*request.settings, *(path for path, _ in assignments)})
+    if train.recipe is not None:
+        filled = recipe_settings(train.recipe, parameters=parameters, steps=train.steps)
+        train = replace(train, **{k: v for k, v in filled.items() if f"train.{k}" not in changed})
     return Cell(
         task=request.task,
         model=request.model,
@@ -122,8 +129,11 @@ def _model_config(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return cast(dict[str, Any], _plain(config))
 
 
-def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
-    """Builds the model on the meta device: a wrong name or option shows before the grid starts."""
+def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> int:
+    """Builds the model on the meta device: a wrong name or option shows before the grid starts.
+
+    Returns the number of its parameters.
+    """
     try:
         with torch.device("meta"):
             model = build_model(name, vocab_size=vocab_size, **config)
@@ -135,6 +145,7 @@ def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
         ) from error
     if _has_plugin(name, model):
         _check_plugin_model(name, vocab_size, json.dumps(dict(config), sort_keys=True))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _matched_width(request: Request, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,6 +188,8 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "patience": (1, True, math.inf),
     "curriculum_pass": (0, True, 1),
     "curriculum_until": (0, True, 1),
+    "micro_tokens": (1, True, math.inf),
+    "segment_length": (1, True, math.inf),
 }
 
 
@@ -191,6 +204,18 @@ def _check_train(train: TrainConfig) -> None:
     for key in ("beta1", "beta2"):
         if getattr(train, key) == 1:
             raise UserError(f"train.{key}=1: must be below 1")
+    truncated = train.segment_gradients == "truncated"
+    if truncated and train.segment_length is None:
+        raise UserError(
+            "train.segment_gradients='truncated': they are cut between segments; give "
+            "train.segment_length too, as in train.segment_length=4096"
+        )
+    if train.precision == "16-mixed" and (truncated or train.micro_tokens is not None):
+        key = "segment_gradients='truncated'" if truncated else f"micro_tokens={train.micro_tokens}"
+        raise UserError(
+            f"train.{key} with train.precision='16-mixed': gradients of parts are taken before the "
+            "loss is scaled; take bf16-mixed or 32-true"
+        )
 
 
 @lru_cache(maxsize=64)

@@ -50,6 +50,20 @@ class TrainConfig:
         0.5  # by this fraction of the steps every stage is over, passed or not
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    # What filled the fields above that nobody set: see suite/recipes.py.
+    recipe: Literal["gpt3", "improved"] | None = None
+    # Tokens of a train batch that go through the model at a time, in groups of whole rows (or of
+    # segments of them, below) whose gradients are added; None: all.
+    micro_tokens: int | None = None
+    # Train sequences longer than this go through the model in pieces of so many tokens that carry
+    # its state: memory no longer grows with the length. None: every sequence as a whole.
+    segment_length: int | None = None
+    # exact: those of the whole sequence, for a second forward pass. truncated: cut between pieces.
+    segment_gradients: Literal["exact", "truncated"] = "exact"
+
+
+# Fields that came after the first records: at their default they leave an identity as it was.
+_LATER = ("recipe", "micro_tokens", "segment_length", "segment_gradients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +84,11 @@ class Cell:
     def canonical(self) -> str:
         """The identity as canonical JSON; the scale's note is prose, and no part of it."""
         identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale_note"}
-        identity["train"] = asdict(self.train)
+        train, usual = asdict(self.train), asdict(TrainConfig())
+        for name in _LATER:
+            if train[name] == usual[name]:
+                del train[name]
+        identity["train"] = train
         return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property

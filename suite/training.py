@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ import torch.nn.functional as F
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
+from seqbench.models.base import cannot_reset
 from seqbench.models.build import build_model, parameter_groups
+from seqbench.models.segments import accumulated_loss, cannot_carry, segmented_loss
 from seqbench.suite import checkpoint, ranks
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
 from seqbench.suite.environment import cores, environment, peak_memory, reset_peak_memory
-from seqbench.suite.evaluation import evaluate, tokens_within_reach
+from seqbench.suite.evaluation import add_up, evaluate, resets_of, tokens_within_reach
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
@@ -57,6 +60,10 @@ PREFETCH = 4  # processes that make batches for a GPU, at most
 
 class Diverged(RuntimeError):
     """The loss is no longer a finite number."""
+
+
+class Unable(RuntimeError):
+    """The model cannot do what the cell asks for: the cell is skipped, with the reason."""
 
 
 class Paused(Exception):
@@ -130,26 +137,53 @@ class CellModule(lightning.LightningModule):
         batch = self.feed.batch(item)
         self.tokens += batch.inputs.numel()
         inputs, targets = self._share(batch.inputs), self._share(batch.targets)
-        logits_BLV = self.logits(inputs)
-        if self._world == 1:
+        train, (rows, length) = self.cell.train, inputs.shape
+        segment = min(length, train.segment_length or length)
+        at_once = max(1, (train.micro_tokens or rows * segment) // segment)
+        in_groups, in_pieces = rows > at_once, length > segment
+        parts = in_groups or in_pieces or self._world > 1  # of the batch, in one loss
+        if parts:
+            answers = (batch.targets != IGNORE).sum().to(self.device)
+        right: dict[tuple[int, int], Tensor] = {}  # by row and place where a part begins
+
+        def loss_of(logits_BLV: Tensor, place: slice, group: slice) -> Tensor:
+            wanted = targets[group, place]
             loss = F.cross_entropy(
-                logits_BLV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE
-            )
-        else:
-            # The mean over all processes' tokens, once their gradients are averaged.
-            nats = F.cross_entropy(
                 logits_BLV.flatten(0, 1).float(),
-                targets.flatten(),
+                wanted.flatten(),
                 ignore_index=IGNORE,
-                reduction="sum",
+                reduction="sum" if parts else "mean",
             )
-            loss = nats * self._world / (batch.targets != IGNORE).sum().to(nats.device)
-        if self._deltas is not None:
-            loss = loss + self.cell.train.delta_penalty * self._deltas.mean_log()
+            if parts:
+                # The mean over all processes' tokens, once their gradients are averaged.
+                loss = loss * self._world / answers
+            if self._deltas is not None:
+                share = wanted.numel() / targets.numel()
+                loss = loss + train.delta_penalty * share * self._deltas.mean_log()
+            if self.stage is not None:
+                begins = group.start, place.start
+                right[begins] = (logits_BLV.detach().argmax(-1) == wanted).sum()
+            return loss
+
+        def loss_of_rows(group: slice) -> Tensor:
+            of_group = partial(loss_of, group=group)
+            if not in_pieces:
+                logits_BLV = self.logits(inputs[group], **resets_of(self.task, inputs[group]))
+                return of_group(logits_BLV, slice(0, length))
+            return segmented_loss(
+                self.model,
+                of_group,
+                inputs[group],
+                segment=segment,
+                gradients=train.segment_gradients,
+            )
+
+        if in_groups:
+            loss = accumulated_loss(loss_of_rows, self.model, rows, at_once=at_once)
+        else:
+            loss = loss_of_rows(slice(0, rows))
         if self.stage is not None:
-            scored = targets != IGNORE
-            right = (logits_BLV.detach().argmax(-1) == targets) & scored
-            mean = right.sum() / scored.sum().clamp(min=1)
+            mean = sum(right.values()) / (targets != IGNORE).sum().clamp(min=1)
             self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * mean
         self._loss = loss.detach()
         return loss
@@ -376,6 +410,8 @@ def run_cell(
         return run.to_the_end(devices, strategy, stop_after)
     except Diverged as error:
         return _unfinished(cell, "diverged", str(error), place)
+    except Unable as error:
+        return _unfinished(cell, "skipped", str(error), place)
     except UserError:
         raise
     except Exception as error:
@@ -411,6 +447,8 @@ class _Run:
         torch.manual_seed(_seed(cell, "init"))
         self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)
         self.model.to(device)
+        _check_segments(cell, self.task, self.model)
+        _check_resets(cell, self.task, self.model)
         self.module = CellModule(cell, self.task, self.model, listener)
         self.module.pause = pause
         self.module.after_step = self._save_at_times
@@ -419,6 +457,7 @@ class _Run:
         self.trained = False
         self.tested: dict[str, dict[str, float]] = {}  # by variant; "": the task itself
         self.untested: dict[str, str] = {}  # variant -> why
+        self.by_position: dict[str, float] = {}
         self.earlier_seconds, self.earlier_peak = 0.0, 0
         self.compiled: Compile = "off"
         if self.saved.exists():
@@ -466,14 +505,19 @@ class _Run:
 
     def compile(self, how: Compile) -> None:
         """Compiles the training forward and backward pass; evaluation stays as it is."""
+        if self.cell.train.segment_length is not None:
+            raise UserError(
+                f"--compile {how}: train.segment_length={self.cell.train.segment_length} runs the "
+                "model in pieces, uncompiled; leave one of the two out"
+            )
         mode = "reduce-overhead" if how == "graphs" else None
         compiled = torch.compile(self.model, mode=mode)
         self.compiled = how
 
-        def logits(inputs_BL: Tensor) -> Tensor:
+        def logits(inputs_BL: Tensor, **resets: Tensor) -> Tensor:
             if how == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
-            return compiled(inputs_BL)
+            return compiled(inputs_BL, **resets)
 
         self.module.logits = logits
 
@@ -494,14 +538,17 @@ class _Run:
                     continue
                 tokens = min(budget, reach)
             self.listener({"event": "testing"})
-            self.tested[label] = evaluate(
+            sums = add_up(
                 self.model,
                 which,
                 "test",
                 batch_size=train.batch_size,
                 max_tokens=tokens,
                 device=self.device,
+                positions=not label and self.task.models_a_stream,
             )
+            self.tested[label] = sums.metrics(which, "test")
+            self.by_position = self.by_position or sums.losses_by_position()
             if self._save_is_due():
                 self._save()
 
@@ -518,6 +565,7 @@ class _Run:
             test=self.tested.pop(""),
             variants=self.tested,
             stopped=self.untested,
+            by_position=self.by_position,
             chance=task.chance(),
             baselines=task.baselines(),
             curve=tuple(module.curve),
@@ -555,6 +603,7 @@ class _Run:
         seconds = self.earlier_seconds + began - self.began
         peak = max(self.earlier_peak, peak_memory(self.device))
         state |= {"trained": self.trained, "tested": self.tested}
+        state |= {"by_position": self.by_position}
         state |= {"wall_seconds": seconds, "peak_memory_bytes": peak}
         checkpoint.write(self.saved, tensors, state)
         self.saved_at = time.perf_counter()
@@ -563,6 +612,7 @@ class _Run:
     def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.module.unpack(tensors, state)
         self.trained, self.tested = state["trained"], state["tested"]
+        self.by_position = state["by_position"]
         self.earlier_seconds = state["wall_seconds"]
         self.earlier_peak = state["peak_memory_bytes"]
 
@@ -599,6 +649,38 @@ def fit(
         )
         trainer.fit(module, train_dataloaders=module.feed.over(steps))
     module.model.to(device)  # Lightning leaves it on the CPU
+
+
+def _check_segments(cell: Cell, task: Task, model: nn.Module) -> None:
+    """Unable if the model cannot train in the pieces that the cell asks for."""
+    segment = cell.train.segment_length
+    length = task.batch("validation", 0, 1).inputs.shape[1]
+    if segment is None or length <= segment:
+        return
+    where = f"train.segment_length={segment} at length {length}: {cell.model} cannot:"
+    if (reason := cannot_carry(model, length)) is not None:
+        raise Unable(f"{where} {reason}; leave segment_length out, or take a recurrent model")
+    if cell.train.segment_gradients == "exact" and cell.model_config.get("dropout"):
+        raise Unable(
+            f"{where} dropout draws other masks when a piece runs again; set model.dropout=0 or "
+            "train.segment_gradients=truncated"
+        )
+
+
+def _check_resets(cell: Cell, task: Task, model: nn.Module) -> None:
+    """Unable if documents are to be kept apart and the model cannot."""
+    if task.resets(task.batch("validation", 0, 1).inputs) is None:
+        return
+    if (reason := cannot_reset(model)) is not None:
+        raise Unable(
+            f"{cell.model} cannot keep packed documents apart: {reason}; set task.packing=stream, "
+            "or take a model that can, as mamba or transformer"
+        )
+    if cell.train.segment_length is not None:
+        raise Unable(
+            f"train.segment_length={cell.train.segment_length}: pieces carry the state through the "
+            "documents; set task.packing=stream or leave segment_length out"
+        )
 
 
 def _unfinished(cell: Cell, status: Any, error: str, device: torch.device) -> Record:

@@ -158,7 +158,7 @@ def models_of(records: Sequence[Record], cells: Sequence[Cell] | None = None) ->
     return sorted({r.cell.model for r in records}, key=lambda m: (rank.get(m, len(rank)), m))
 
 
-def scale_notes(records: Iterable[Record]) -> list[str]:
+def scale_notes(records: Sequence[Record]) -> list[str]:
     """What every table and plot says of its scales."""
     notes = []
     cells = {(r.cell.task, r.cell.scale, r.cell.scale_note): r.cell for r in records}
@@ -170,7 +170,21 @@ def scale_notes(records: Iterable[Record]) -> list[str]:
             for c in cells.values()
             if c.scale == scale and c.scale_note
         ]
-    return notes
+    return notes + _truncated(records)
+
+
+def _truncated(records: Sequence[Record]) -> list[str]:
+    """Whose gradients are not those of the whole sequence."""
+    models: dict[tuple[str, str, int | None], set[str]] = {}
+    for cell in (r.cell for r in records):
+        if cell.train.segment_gradients == "truncated":
+            key = (cell.task, cell.scale, cell.train.segment_length)
+            models.setdefault(key, set()).add(cell.model)
+    return [
+        f"{task}, {scale} scale: truncated gradients, cut every {segment} tokens: "
+        f"{', '.join(sorted(names))}."
+        for (task, scale, segment), names in models.items()
+    ]
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

@@ -11,10 +11,10 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from seqbench.suite.experiment import Cell
-from seqbench.suite.records import Record
+from seqbench.suite.records import Record, Status
 from seqbench.suite.report.aggregate import (
     T_SEEDS,
     Estimate,
@@ -251,7 +251,7 @@ def cost(
 def status(
     records: Sequence[Record], cells: Sequence[Cell] | None = None, grid: str | None = None
 ) -> Table:
-    """The cells without results: failed and diverged with the reason, and those with no record."""
+    """The cells without results: those with the reason in their record, and those without one."""
     have = {r.digest for r in records}
     missing = [c for c in cells or () if c.digest not in have]
     bad = [r for r in records if r.status != "done"]
@@ -259,7 +259,7 @@ def status(
         (r.cell, r.digest, r.status, r.error or "no reason recorded") for r in bad
     ]
     lines += [(c, c.digest, "missing", "has no record: not run yet") for c in missing]
-    counts = {s: sum(r.status == s for r in records) for s in ("done", "diverged", "failed")}
+    counts = {s: sum(r.status == s for r in records) for s in get_args(Status)}
     total = len(records) + len(missing)
     parts = [f"{n} {s}" for s, n in {**counts, "missing": len(missing)}.items() if n]
     return Table(

@@ -152,6 +152,24 @@ def test_status_lists_failed_diverged_and_missing() -> None:
     assert len(_parsed(tables.markdown(table))) == 3  # the heading and two rows, newline and all
 
 
+def test_a_model_that_cannot_is_listed_with_its_reason() -> None:
+    found = tables.status(
+        [record(), record(model="hyena", status="skipped", error="its state grows")]
+    )
+    assert [e.text for e in found.rows[0]][2:6] == ["hyena", "0", "skipped", "its state grows"]
+    assert found.notes[0] == "2 cells: 1 done, 1 skipped."
+
+
+def test_truncated_gradients_are_said_beside_every_table() -> None:
+    train = {"segment_length": 4096, "segment_gradients": "truncated"}
+    records = [record(), record(model="s4", train=train), record(model="lstm", train=train)]
+    said = "truncated gradients, cut every 4096 tokens: lstm, s4."
+    for table in (tables.headline(records), tables.cost(records), tables.status(records)):
+        assert [n for n in table.notes if n.endswith(said)]
+    exact = record(train={"segment_length": 4096})
+    assert not any("truncated" in n for n in tables.headline([exact]).notes)
+
+
 def test_markdown_parses_into_the_table() -> None:
     made = [*quickstart(seeds=2), record("dna", "a|b", seed=0)]
     for table in _all(made):
