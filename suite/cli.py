@@ -337,6 +337,58 @@ def select(results: Results = Path("results")) -> None:
         print(path)
 
 
+@app.command()
+def generate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A finished cell's digest or .safetensors file, or a folder with a pretrained "
+            "Mamba."
+        ),
+    ],
+    results: Results = Path("results"),
+    length: Annotated[
+        int | None, typer.Option(help="Tokens, bases or samples: 500, 1000 or 64000 by default.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What to go on from: text, bases, or a file of them or sound."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest of that share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    write: Annotated[
+        Path | None,
+        typer.Option("--out", help="File; by default text is printed, sound is in RESULTS."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Generate text, DNA (FASTA) or sound (WAV) from a trained model, one step at a time."""
+    from seqbench.suite import generation
+
+    sampling = generation.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as progress:
+        bar = progress.add_task("generating", total=None)
+        made = generation.generate(
+            checkpoint,
+            results,
+            length=length,
+            prompt=prompt,
+            sampling=sampling,
+            out=write,
+            device=device,
+            on_step=lambda done, of: progress.update(bar, completed=done, total=of),
+        )
+    if as_json:
+        print(json.dumps(made.facts, indent=2))
+    elif "out" in made.facts:
+        err.print(f"{made.facts['out']}: {made.facts['new_tokens']} new tokens")
+    else:
+        print(made.text, end="" if made.text.endswith("\n") else "\n")
+
+
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")]
 Quick = Annotated[bool, typer.Option(help="The headline size alone.")]
