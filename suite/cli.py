@@ -229,14 +229,18 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
-        if budget is not None:
-            execution = replace(execution, budget=max(1.0, budget - (time.monotonic() - began)))
         with (
             _progress(plan.missing, as_json) as on_event,
             mirrored(logger, results, on_event) as told,
         ):
-            launch(plan.missing, results, execution, on_event=told)
-        plan = runner.plan(cells, results)
+            for wave in runner.waves(plan.missing):
+                ready = runner.startable(wave, plan.missing)
+                if budget is not None:
+                    left = budget - (time.monotonic() - began)
+                    execution = replace(execution, budget=max(1.0, left))
+                if ready:
+                    launch(ready, results, execution, on_event=told)
+                    plan = runner.plan(cells, results)
     if plan.missing:
         err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
         return UNFINISHED
@@ -332,7 +336,7 @@ def bench_overhead_command(
     grid: Annotated[str, typer.Option(help="The grid whose cells to time.")] = "quickstart",
     as_json: Json = False,
 ) -> None:
-    """Time a training step through the harness against the same step in a bare PyTorch loop."""
+    """Time a training step, harness against a bare PyTorch loop, and its wait for the batch."""
     from dataclasses import asdict
 
     from seqbench.suite import runner
@@ -340,14 +344,16 @@ def bench_overhead_command(
 
     rows = [measure_overhead(cell) for cell in runner.grid_cells(grid, scale="cpu", seeds=None)]
     if as_json:
-        print(json.dumps([{**asdict(r), "fraction": r.fraction} for r in rows], indent=2))
+        found = [{**asdict(r), "fraction": r.fraction, "idle": r.idle} for r in rows]
+        print(json.dumps(found, indent=2))
         return
     table = Table(box=None)
-    for column in ("cell", "bare ms", "harness ms", "overhead"):
+    for column in ("cell", "bare ms", "harness ms", "overhead", "waits for data"):
         table.add_column(column, justify="left" if column == "cell" else "right")
     for r in rows:
         bare, harness = 1e3 * r.bare_seconds, 1e3 * r.harness_seconds
-        table.add_row(r.cell, f"{bare:.1f}", f"{harness:.1f}", f"{100 * r.fraction:+.1f} %")
+        parts = (f"{100 * r.fraction:+.1f} %", f"{100 * r.idle:.2f} %")
+        table.add_row(r.cell, f"{bare:.1f}", f"{harness:.1f}", *parts)
     out.print(table)
 
 

@@ -37,6 +37,7 @@ from seqbench.suite.evaluation import evaluate, tokens_within_reach
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
+from seqbench.suite.initial import load_initial
 from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
@@ -444,6 +445,10 @@ class _Run:
             )
         torch.manual_seed(_seed(cell, "init"))
         self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)
+        # Where an earlier sitting's weights come, these are overwritten again.
+        self.initial = None
+        if cell.train.init_from is not None:
+            self.initial = load_initial(self.model, cell, results)
         self.model.to(device)
         _check_segments(cell, self.task, self.model)
         self.module = CellModule(cell, self.task, self.model, listener)
@@ -573,7 +578,8 @@ class _Run:
                 wall_seconds=self.earlier_seconds + time.perf_counter() - self.began,
             ),
             environment=environment(self.device, kernel_backends())
-            | {"devices": devices, "strategy": strategy, "compile": self.compiled},
+            | {"devices": devices, "strategy": strategy, "compile": self.compiled}
+            | ({"initial_weights_sha256": self.initial} if self.initial else {}),
         )
 
     def _save_at_times(self, validated: bool) -> None:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import logging
+import mmap
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,23 +171,18 @@ class Dna(Task):
                 starts = windows.epochs(index * batch_size, batch_size, seed)
             else:
                 starts = windows.random(batch_size, rng)
-            tokens = windows.read(self._genome.bases, starts)
+            tokens = self._genome.read(windows, starts)
             if self.config.reverse_complement:
                 other = rng.random(len(tokens)) < 0.5
                 tokens[other] = _COMPLEMENT[tokens[other, ::-1]]
         else:
-            tokens = windows.read(self._genome.bases, windows.fixed(index * batch_size, batch_size))
+            tokens = self._genome.read(windows, windows.fixed(index * batch_size, batch_size))
         targets = tokens[:, 1:].copy()
         targets[targets == N] = IGNORE
         return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
 
     def _stage_lengths(self) -> list[int]:
-        """The lengths of the warm-up: doubling, below the task's own."""
-        first, lengths = self.config.warmup_from, []
-        while first is not None and first < self.config.length:
-            lengths.append(first)
-            first *= 2
-        return lengths
+        return doubling(self.config.warmup_from, self.config.length)
 
     def _cut(self, split: Split, length: int) -> Windows | _Segments:
         if self.config.sampling == "segments":
@@ -304,6 +300,17 @@ class Genome:
     gaps: Intervals  # the runs of N
     sha256: str  # of the bases
 
+    def read(self, windows: Windows, starts: np.ndarray) -> np.ndarray:
+        """The windows at those starts, (count, length + 1), int64.
+
+        What was read stays in the system's cache, not in this process: else all of a genome would
+        end up in its memory.
+        """
+        tokens = windows.read(self.bases, starts)
+        if isinstance(self.bases, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.bases._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        return tokens
+
     def interval(self, name: str, where: str) -> tuple[int, int]:
         """The record of that name; `where` it was named, for the message."""
         if name not in self.records:
@@ -333,6 +340,15 @@ class Genome:
             for split, low, high in zip(SPLITS, cuts, cuts[1:], strict=False):
                 regions[split].append((low, high))
         return regions
+
+
+def doubling(first: int | None, length: int) -> list[int]:
+    """The lengths of a warm-up from `first` on, doubling, below `length`; none without a first."""
+    lengths = []
+    while first is not None and first < length:
+        lengths.append(first)
+        first *= 2
+    return lengths
 
 
 def open_genome(dataset: str, fasta: str | None, where: str | None = None) -> Genome:

@@ -1,4 +1,7 @@
-"""What the harness costs: a step through Lightning against the same step in a bare PyTorch loop."""
+"""What the harness costs: a step through Lightning against the same step in a bare PyTorch loop.
+
+And how much of a step waits for its batch.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,22 @@ from seqbench.tasks.base import IGNORE, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """Median seconds of a step, bare and through the harness, and what the harness adds."""
+    """Median seconds of a step, bare and through the harness, and of its wait for the batch."""
 
     cell: str
     bare_seconds: float
     harness_seconds: float
+    waiting_seconds: float  # within those of the harness
 
     @property
     def fraction(self) -> float:
         """The harness's extra time as a fraction of the bare step."""
         return self.harness_seconds / self.bare_seconds - 1
+
+    @property
+    def idle(self) -> float:
+        """The fraction of a step that waits for the batch."""
+        return self.waiting_seconds / self.harness_seconds
 
 
 def measure_overhead(cell: Cell, *, steps: int = 20, rounds: int = 5) -> Overhead:
@@ -42,14 +51,17 @@ def measure_overhead(cell: Cell, *, steps: int = 20, rounds: int = 5) -> Overhea
     )
     _bare(quiet, task, steps)  # warms the kernels, the allocator and the imports
     _harness(quiet, task, 2)
-    bare, harness = [], []
+    bare, harness, waiting = [], [], []
     for _ in range(rounds):
         bare.append(_bare(quiet, task, steps))
-        harness.append(_harness(quiet, task, steps))
+        seconds, waited = _harness(quiet, task, steps)
+        harness.append(seconds)
+        waiting.append(waited)
     return Overhead(
         cell=cell.label,
         bare_seconds=statistics.median(bare) / steps,
         harness_seconds=statistics.median(harness) / steps,
+        waiting_seconds=statistics.median(waiting) / steps,
     )
 
 
@@ -71,10 +83,11 @@ def _bare(cell: Cell, task: Task, steps: int) -> float:
     return time.perf_counter() - began
 
 
-def _harness(cell: Cell, task: Task, steps: int) -> float:
+def _harness(cell: Cell, task: Task, steps: int) -> tuple[float, float]:
+    """Seconds of the steps, and those of them that waited for batches."""
     torch.manual_seed(0)
     model = build_model(cell.model, vocab_size=task.vocab_size, **cell.model_config)
     module = CellModule(cell, task, model, lambda event: None)
     began = time.perf_counter()
     fit(module, range(steps), torch.device("cpu"))
-    return time.perf_counter() - began
+    return time.perf_counter() - began, module.feed.waited

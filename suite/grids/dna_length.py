@@ -33,12 +33,12 @@ PAPER_STEPS = 20_000
 
 def requests(scale: str) -> list[Request]:
     """Lengths, shortest first, of every size."""
-    return [request for line in _lines(scale).values() for request in line]
+    return [request for line in by_size(scale).values() for request in line]
 
 
 def figures(scale: str) -> list[Figure]:
     """Perplexity against the length of context."""
-    lines = _lines(scale)
+    lines = by_size(scale)
     first = next(iter(lines))
     beside = {"Mamba, 1.4M": first, "Mamba, 7M": list(lines)[-1]}
     return [
@@ -54,7 +54,8 @@ def figures(scale: str) -> list[Figure]:
     ]
 
 
-def _lines(scale: str) -> dict[str, list[Request]]:
+def by_size(scale: str) -> dict[str, list[Request]]:
+    """The requests for each size of the model, shortest first."""
     if scale != "paper":
         return {"mamba, 66K": [_request(scale, _cpu(length)) for length in CPU_LENGTHS]}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def test_models_of_a_size_are_equal_in_size_and_budget() -> None:
 
 def test_the_papers_sizes_are_its_own() -> None:
     found = cells("dna-size", "paper", *PACKAGED)
-    ours = {cell.model: [] for cell in found[:3]}
+    ours: dict[str, list[int]] = {cell.model: [] for cell in found[:3]}
     for cell in found:
         assert cell.train.batch_size * cell.task_config["length"] == 2**20
         ours[cell.model].append(size(cell) if cell.model_config["d_model"] <= 128 else 0)
@@ -72,6 +73,22 @@ def test_every_length_has_as_many_tokens_a_step(scale: str) -> None:
         cells("dna-length", "paper", *PACKAGED, *SHORT, ("train.curriculum", False))
     else:
         cells("dna-length", "cpu")
+
+
+def test_species_are_fine_tuned_from_the_cell_of_their_length() -> None:
+    found = cells("species", "cpu")
+    sources = {c.task_config["length"]: c for c in found if c.task == "dna"}
+    assert {c.digest for c in sources.values()} <= {c.digest for c in cells("dna-length", "cpu")}
+    tuned = [c for c in found if c.train.init_from is not None]
+    scratch = [c for c in found if c.task == "species" and c not in tuned]
+    assert len(tuned) == len(scratch) == len(sources)
+    for cell, plain in zip(tuned, scratch, strict=True):
+        source = sources[cell.task_config["length"]]
+        assert cell.begins_from(source) and cell.model_config == source.model_config
+        assert replace(cell, train=replace(cell.train, init_from=None)) == plain
+    for request in grid_module("species").requests("paper"):
+        assert request.init_from in grid_module("dna-length").requests("paper")
+        assert request.settings["task.length"] == request.init_from.settings["task.length"]
 
 
 @pytest.mark.parametrize("grid", ["dna-size", "dna-length"])
