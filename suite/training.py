@@ -571,7 +571,10 @@ class _Run:
             cost=Cost(
                 parameters=sum(p.numel() for p in self.model.parameters()),
                 state_numbers=self.model.state_size(length),
-                flops_per_token=flops_per_token(self.model, length, self.device),
+                # A model that goes through segments never sees the whole at once.
+                flops_per_token=flops_per_token(
+                    self.model, min(length, self.cell.train.segment_length or length), self.device
+                ),
                 tokens_per_second=module.tokens / module.seconds,
                 peak_memory_bytes=memory,
                 train_seconds=module.seconds,

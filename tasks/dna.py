@@ -33,7 +33,8 @@ N = LETTERS.index("N")
 AMBIGUOUS = "RYSWKMBDHV"  # IUPAC codes, read as N
 MARKOV_ORDERS = 8
 MARKOV_BASES = (2**26, 2**23)  # of train, and of validation and test, at most
-CHUNK = 2**24  # bases encoded at once
+CHUNK = 2**22  # bases encoded at once
+BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 SLICE = "chr20-slice"  # the data set that comes with the package
 EMBEDDED = (SLICE, "apes-sample")  # checked whenever they are opened
 BASENJI = "basenji-human"  # the data set of the split of Basenji, Enformer and HyenaDNA
@@ -394,7 +395,7 @@ def _encode(path: Path, where: str, target: Path) -> None:
         with new_folder(target) as folder:
             work = folder / "work"  # the unpacked file and its index, never beside the file itself
             work.mkdir()
-            _write_bases(_plain(path, where, work), work / "index.fai", where, folder)
+            _write_bases(_plain(path, where, work), path.name, where, folder)
             shutil.rmtree(work)
     except OSError as error:
         raise TaskError(
@@ -403,15 +404,20 @@ def _encode(path: Path, where: str, target: Path) -> None:
         ) from None
 
 
-def _write_bases(path: Path, index: Path, where: str, folder: Path) -> None:
+def _write_bases(path: Path, called: str, where: str, folder: Path) -> None:
+    """The bases of a plain file, `called` so in messages."""
     import pyfaidx
 
     try:
         fasta = pyfaidx.Fasta(
-            str(path), indexname=str(index), as_raw=True, sequence_always_upper=True
+            str(path),
+            indexname=str(path.with_name("index.fai")),
+            as_raw=True,
+            sequence_always_upper=True,
         )
     except (pyfaidx.FastaIndexingError, ValueError, RuntimeError) as error:
-        said = str(error).split("Please report")[0].replace(str(path), path.name)
+        said = str(error).split("Please report")[0]
+        said = said.replace(str(path), called).replace(path.name, called)
         raise TaskError(
             f"{where}: not a FASTA file that can be indexed ({' '.join(said.split())}); each "
             "record is a line >NAME and lines of one length without blank ones between"
@@ -451,19 +457,28 @@ def _ids(sequence: str, where: str, at: int) -> np.ndarray:
 
 
 def _plain(path: Path, where: str, work: Path) -> Path:
-    """The file itself, or its content unpacked: pyfaidx reads plain text and bgzip, not gzip."""
+    """A plain file of that content: pyfaidx goes by a file's ending, and does not read gzip."""
+    plain = work / "plain.fa"
     with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return path
-    unpacked = work / "unpacked.fa"
+        head = file.read(18)
+        if head[:2] != b"\x1f\x8b":
+            plain.symlink_to(path.resolve())
+            return plain
+        file.seek(-min(len(BGZIP_END), path.stat().st_size), 2)
+        tail = file.read()
+    # bgzip is gzip with a field of its own; an empty block at the end says that nothing is missing.
+    if head[3:4] == b"\x04" and head[12:14] == b"BC" and tail != BGZIP_END:
+        raise TaskError(
+            f"{where}: the bgzip data is cut short (its end mark is missing); fetch the file again"
+        )
     try:
-        with gzip.open(path, "rb") as packed, unpacked.open("wb") as out:
+        with gzip.open(path, "rb") as packed, plain.open("wb") as out:
             shutil.copyfileobj(packed, out, CHUNK)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise TaskError(
             f"{where}: the gzip data is cut short or damaged ({error}); fetch the file again"
         ) from None
-    return unpacked
+    return plain
 
 
 def _read_bed(bed: str, genome: Genome) -> dict[Split, Intervals]:
