@@ -41,6 +41,8 @@ class Backbone(nn.Module):
     int64}.
     """
 
+    resets = True  # as far as its block and layer do: see base.cannot_reset
+
     def __init__(
         self,
         make_layers: Callable[[], Iterable[nn.Module]],
@@ -61,43 +63,57 @@ class Backbone(nn.Module):
             self.head.weight = self.embedding.weight
 
     @overload
-    def forward(self, tokens_BL: Tensor, *, at: Tensor | None = None) -> Tensor: ...
+    def forward(
+        self, tokens_BL: Tensor, *, at: Tensor | None = None, reset: Tensor | None = None
+    ) -> Tensor: ...
     @overload
     def forward(
-        self, tokens_BL: Tensor, state: State, *, at: Tensor | None = None
+        self,
+        tokens_BL: Tensor,
+        state: State,
+        *,
+        at: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, State]: ...
     def forward(
-        self, tokens_BL: Tensor, state: State | None = None, *, at: Tensor | None = None
+        self,
+        tokens_BL: Tensor,
+        state: State | None = None,
+        *,
+        at: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, State]:
         """Logits (B, L, V); with a state, continues from it and returns (logits, next state).
 
         With `at`, a mask (B, L), only the logits (K, V) of its K positions, row by row: where few
-        are asked for, the head costs next to nothing.
+        are asked for, the head costs next to nothing. With `reset`, a mask (B, L), what is said
+        from such a position on is what would be said if the sequence began there.
         """
         x_BLD = self.embedding(tokens_BL)
+        apart: Any = {} if reset is None else {"reset": reset}
         if self.config.positions == "sinusoidal":
-            x_BLD = x_BLD + self._positions(tokens_BL, state)
+            x_BLD = x_BLD + self._positions(self._count(tokens_BL, state, reset))
         if state is None:
             for layer in self.layers:
-                x_BLD = layer(x_BLD)
+                x_BLD = layer(x_BLD, **apart)
             return self.head(self.final_norm(x_BLD if at is None else x_BLD[at]))
         states = []
         for layer, layer_state in zip(self._layers(), state["blocks"], strict=True):
-            x_BLD, layer_state = layer(x_BLD, layer_state)
+            x_BLD, layer_state = layer(x_BLD, layer_state, **apart)
             states.append(layer_state)
-        next_state = self._state(states, state, tokens_BL.shape[1])
+        next_state = self._state(states, state, tokens_BL, reset)
         return self.head(self.final_norm(x_BLD if at is None else x_BLD[at])), next_state
 
     def step(self, tokens_B: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (B, V) of the token after this one, and the next state."""
         x_BD = self.embedding(tokens_B)
         if self.config.positions == "sinusoidal":
-            x_BD = x_BD + self._positions(tokens_B[:, None], state)[:, 0]
+            x_BD = x_BD + self._positions(self._count(tokens_B[:, None], state))[:, 0]
         states = []
         for layer, layer_state in zip(self._layers(), state["blocks"], strict=True):
             x_BD, layer_state = layer.step(x_BD, layer_state)
             states.append(layer_state)
-        return self.head(self.final_norm(x_BD)), self._state(states, state, 1)
+        return self.head(self.final_norm(x_BD)), self._state(states, state, tokens_B[:, None])
 
     def initial_state(
         self,
@@ -133,16 +149,25 @@ class Backbone(nn.Module):
     def _layers(self) -> Iterator[ResidualLayer]:
         return iter(self.layers)  # type: ignore[arg-type]
 
-    def _positions(self, tokens_BL: Tensor, state: State | None) -> Tensor:
-        position = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
-        if state is not None:
-            position = position + state["position"][:, None]
-        return sinusoids(position, self.d_model).to(self.embedding.weight.dtype)
+    def _count(self, tokens_BL: Tensor, state: State | None, reset: Tensor | None = None) -> Tensor:
+        """Each token's place (B, L) or (1, L), from the sequence's start or its document's."""
+        place = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
+        start = 0 if state is None else -state["position"][:, None]
+        if reset is not None:
+            begun = torch.where(reset, place, -1).cummax(1).values
+            start = torch.where(begun < 0, start, begun)
+        return place - start
 
-    def _state(self, blocks: list[State], before: State, length: int) -> State:
+    def _positions(self, place_BL: Tensor) -> Tensor:
+        return sinusoids(place_BL, self.d_model).to(self.embedding.weight.dtype)
+
+    def _state(
+        self, blocks: list[State], before: State, tokens_BL: Tensor, reset: Tensor | None = None
+    ) -> State:
         state: dict[str, Any] = {"blocks": tuple(blocks)}
         if "position" in before:
-            state["position"] = before["position"] + length
+            place_BL = self._count(tokens_BL, before, reset)
+            state["position"] = place_BL[:, -1] + 1 if place_BL.shape[1] else before["position"]
         return state
 
 
@@ -156,10 +181,10 @@ class ResidualLayer(nn.Module):
         self.mlp_norm = _norm(config, d_model) if block.mlp is not None else None
         self.dropout = config.dropout
 
-    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
+    def forward(self, x_BLD: Tensor, state: State | None = None, **apart: Any) -> Any:
         if state is None:
-            return self._mlp(x_BLD + self._drop(self.block(self.norm(x_BLD))))
-        y_BLD, state = self.block(self.norm(x_BLD), state)
+            return self._mlp(x_BLD + self._drop(self.block(self.norm(x_BLD), **apart)))
+        y_BLD, state = self.block(self.norm(x_BLD), state, **apart)
         return self._mlp(x_BLD + self._drop(y_BLD)), state
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqbench.models.backbone import BackboneConfig, ResidualLayer
-from seqbench.models.base import Block, State, require
+from seqbench.models.base import Block, CausalModule, State, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class UNetConfig(BackboneConfig):
         require(self.widen >= 1, "widen", self.widen, "1 or more")
 
 
-class UNet(nn.Module):
+class UNet(CausalModule):
     """A stage's blocks, what lies inside it, and its blocks again; the centre has blocks alone.
 
     x (B, L, D) -> x (B, L, D). `pool` positions side by side become one of width `widen` D through

@@ -331,35 +331,47 @@ def select(results: Results = Path("results")) -> None:
         print(path)
 
 
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")]
+Quick = Annotated[bool, typer.Option(help="The headline size alone.")]
+
+
 @bench_app.command("overhead")
 def bench_overhead_command(
     grid: Annotated[str, typer.Option(help="The grid whose cells to time.")] = "quickstart",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Time a training step, harness against a bare PyTorch loop, and its wait for the batch."""
     from dataclasses import asdict
 
+    import torch
+
     from seqbench.suite import runner
     from seqbench.suite.bench.overhead import measure_overhead
 
-    rows = [measure_overhead(cell) for cell in runner.grid_cells(grid, scale="cpu", seeds=None)]
+    _check_range("--threads", threads, 1)
+    cells = runner.grid_cells(grid, scale="cpu", seeds=None)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    rows = []
+    for cell in cells:
+        rows += measure_overhead(cell)
+        if not as_json:
+            err.print(f"{cell.label}: {100 * rows[-1].fraction:+.1f} %")
     if as_json:
         found = [{**asdict(r), "fraction": r.fraction, "idle": r.idle} for r in rows]
         print(json.dumps(found, indent=2))
         return
     table = Table(box=None)
-    for column in ("cell", "bare ms", "harness ms", "overhead", "waits for data"):
+    names = ("cell", "stage", "bare ms", "harness ms", "overhead", "set-up ms", "waits for data")
+    for column in names:
         table.add_column(column, justify="left" if column == "cell" else "right")
     for r in rows:
-        bare, harness = 1e3 * r.bare_seconds, 1e3 * r.harness_seconds
-        parts = (f"{100 * r.fraction:+.1f} %", f"{100 * r.idle:.2f} %")
-        table.add_row(r.cell, f"{bare:.1f}", f"{harness:.1f}", *parts)
+        times = [f"{1e3 * t:.1f}" for t in (r.bare_seconds, r.harness_seconds, r.setup_seconds)]
+        stage = "" if r.stage is None else str(r.stage)
+        shares = f"{100 * r.fraction:+.1f} %", f"{100 * r.idle:.2f} %"
+        table.add_row(r.cell, stage, times[0], times[1], shares[0], times[2], shares[1])
     out.print(table)
-
-
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")]
-Quick = Annotated[bool, typer.Option(help="The headline size alone.")]
 
 
 @bench_app.command("scan")

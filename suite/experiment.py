@@ -50,6 +50,8 @@ class TrainConfig:
         0.5  # by this fraction of the steps every stage is over, passed or not
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    # What filled the fields above that nobody set: see suite/recipes.py.
+    recipe: Literal["gpt3", "improved"] | None = None
     # Tokens of a train batch that go through the model at a time, in groups of whole rows (or of
     # segments of them, below) whose gradients are added; None: all.
     micro_tokens: int | None = None
@@ -65,7 +67,14 @@ class TrainConfig:
 
 
 # Fields that came after the first records: at their default they leave an identity as it was.
-_LATER = ("micro_tokens", "segment_length", "segment_gradients", "init_from", "init_sha256")
+_LATER = (
+    "recipe",
+    "micro_tokens",
+    "segment_length",
+    "segment_gradients",
+    "init_from",
+    "init_sha256",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

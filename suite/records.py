@@ -75,6 +75,9 @@ class Record:
     test: Mapping[str, Number] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)  # label -> metrics
     stopped: Mapping[str, str] = field(default_factory=dict)  # variant without metrics -> why
+    # First position of a bucket, which the next one's ends -> test loss there, in nats a token; of
+    # tasks that ask for the next token at every position.
+    by_position: Mapping[str, Number] = field(default_factory=dict)
     chance: Number | None = None
     baselines: Mapping[str, Number] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()

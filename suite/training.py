@@ -27,13 +27,14 @@ import torch.nn.functional as F
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
+from seqbench.models.base import cannot_reset
 from seqbench.models.build import build_model, parameter_groups
 from seqbench.models.segments import accumulated_loss, cannot_carry, segmented_loss
 from seqbench.suite import checkpoint, ranks
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
 from seqbench.suite.environment import cores, environment, peak_memory, reset_peak_memory
-from seqbench.suite.evaluation import evaluate, tokens_within_reach
+from seqbench.suite.evaluation import add_up, evaluate, resets_of, tokens_within_reach
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
@@ -99,7 +100,7 @@ class CellModule(lightning.LightningModule):
         self._resumed: Mapping[str, Tensor] | None = None
         self._precision_state: Mapping[str, Any] = {}
         self._began = self._told = time.perf_counter()
-        self._loss = torch.tensor(math.nan)
+        self.loss = torch.tensor(math.nan)  # of the last training batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.cell.train
@@ -168,7 +169,8 @@ class CellModule(lightning.LightningModule):
         def loss_of_rows(group: slice) -> Tensor:
             of_group = partial(loss_of, group=group)
             if not in_pieces:
-                return of_group(self.logits(inputs[group]), slice(0, length))
+                logits_BLV = self.logits(inputs[group], **resets_of(self.task, inputs[group]))
+                return of_group(logits_BLV, slice(0, length))
             return segmented_loss(
                 self.model,
                 of_group,
@@ -184,7 +186,7 @@ class CellModule(lightning.LightningModule):
         if self.stage is not None:
             mean = sum(right.values()) / (targets != IGNORE).sum().clamp(min=1)
             self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * mean
-        self._loss = loss.detach()
+        self.loss = loss.detach()
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -192,7 +194,7 @@ class CellModule(lightning.LightningModule):
         validate = self._validation_is_due()
         # On a GPU reading the loss waits for the device, so it is read at validations only.
         if validate or (self.device.type == "cpu" and self._world == 1):
-            loss = self._mean(self._loss)
+            loss = self._mean(self.loss)
             if not math.isfinite(loss):
                 raise Diverged(f"the training loss is {loss} at step {self.step}")
         if (self._world == 1 or self.step % AGREE_STEPS == 0) and self._agreed(self.pause()):
@@ -302,7 +304,7 @@ class CellModule(lightning.LightningModule):
                 seconds=self.seconds,
                 tokens=self.tokens,
                 lr=learning_rate(train, self.step - 1),
-                train_loss=self._mean(self._loss),
+                train_loss=self._mean(self.loss),
                 stage=self.stage,
                 validation=metrics,
             )
@@ -326,7 +328,7 @@ class CellModule(lightning.LightningModule):
                 "event": "step",
                 "step": self.step,
                 "steps": self.cell.train.steps,
-                "loss": self._loss.item(),
+                "loss": self.loss.item(),
                 "stage": self.stage,
                 "headline": headline,
                 "value": self.curve[-1].validation[headline] if self.curve else None,
@@ -357,7 +359,7 @@ class CellModule(lightning.LightningModule):
         """Everything a later sitting needs, as tensors and plain data."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
-        tensors |= {"loss": self._loss, "accuracy": self.accuracy}
+        tensors |= {"loss": self.loss, "accuracy": self.accuracy}
         state = {name: getattr(self, name) for name in _PLAIN_STATE}
         state |= {"curve": [asdict(point) for point in self.curve], "precision": {}}
         if self._trainer is not None:  # a sitting that only tests has none
@@ -370,7 +372,7 @@ class CellModule(lightning.LightningModule):
         """Puts back what `pack` took; the optimizer's part waits until there is one."""
         self.model.load_state_dict(_below("model/", tensors))
         self.best = _below("best/", tensors)
-        self._loss, self.accuracy = tensors["loss"], tensors["accuracy"]
+        self.loss, self.accuracy = tensors["loss"], tensors["accuracy"]
         for name in _PLAIN_STATE:
             setattr(self, name, state[name])
         self.curve = [CurvePoint(**point) for point in state["curve"]]
@@ -451,6 +453,7 @@ class _Run:
             self.initial = load_initial(self.model, cell, results)
         self.model.to(device)
         _check_segments(cell, self.task, self.model)
+        _check_resets(cell, self.task, self.model)
         self.module = CellModule(cell, self.task, self.model, listener)
         self.module.pause = pause
         self.module.after_step = self._save_at_times
@@ -459,6 +462,7 @@ class _Run:
         self.trained = False
         self.tested: dict[str, dict[str, float]] = {}  # by variant; "": the task itself
         self.untested: dict[str, str] = {}  # variant -> why
+        self.by_position: dict[str, float] = {}
         self.earlier_seconds, self.earlier_peak = 0.0, 0
         self.compiled: Compile = "off"
         if self.saved.exists():
@@ -515,10 +519,10 @@ class _Run:
         compiled = torch.compile(self.model, mode=mode)
         self.compiled = how
 
-        def logits(inputs_BL: Tensor) -> Tensor:
+        def logits(inputs_BL: Tensor, **resets: Tensor) -> Tensor:
             if how == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
-            return compiled(inputs_BL)
+            return compiled(inputs_BL, **resets)
 
         self.module.logits = logits
 
@@ -539,14 +543,17 @@ class _Run:
                     continue
                 tokens = min(budget, reach)
             self.listener({"event": "testing"})
-            self.tested[label] = evaluate(
+            sums = add_up(
                 self.model,
                 which,
                 "test",
                 batch_size=train.batch_size,
                 max_tokens=tokens,
                 device=self.device,
+                positions=not label and self.task.models_a_stream,
             )
+            self.tested[label] = sums.metrics(which, "test")
+            self.by_position = self.by_position or sums.losses_by_position()
             if self._save_is_due():
                 self._save()
 
@@ -563,6 +570,7 @@ class _Run:
             test=self.tested.pop(""),
             variants=self.tested,
             stopped=self.untested,
+            by_position=self.by_position,
             chance=task.chance(),
             baselines=task.baselines(),
             curve=tuple(module.curve),
@@ -604,6 +612,7 @@ class _Run:
         seconds = self.earlier_seconds + began - self.began
         peak = max(self.earlier_peak, peak_memory(self.device))
         state |= {"trained": self.trained, "tested": self.tested}
+        state |= {"by_position": self.by_position}
         state |= {"wall_seconds": seconds, "peak_memory_bytes": peak}
         checkpoint.write(self.saved, tensors, state)
         self.saved_at = time.perf_counter()
@@ -612,6 +621,7 @@ class _Run:
     def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.module.unpack(tensors, state)
         self.trained, self.tested = state["trained"], state["tested"]
+        self.by_position = state["by_position"]
         self.earlier_seconds = state["wall_seconds"]
         self.earlier_peak = state["peak_memory_bytes"]
 
@@ -663,6 +673,22 @@ def _check_segments(cell: Cell, task: Task, model: nn.Module) -> None:
         raise Unable(
             f"{where} dropout draws other masks when a piece runs again; set model.dropout=0 or "
             "train.segment_gradients=truncated"
+        )
+
+
+def _check_resets(cell: Cell, task: Task, model: nn.Module) -> None:
+    """Unable if documents are to be kept apart and the model cannot."""
+    if task.resets(task.batch("validation", 0, 1).inputs) is None:
+        return
+    if (reason := cannot_reset(model)) is not None:
+        raise Unable(
+            f"{cell.model} cannot keep packed documents apart: {reason}; set task.packing=stream, "
+            "or take a model that can, as mamba or transformer"
+        )
+    if cell.train.segment_length is not None:
+        raise Unable(
+            f"train.segment_length={cell.train.segment_length}: pieces carry the state through the "
+            "documents; set task.packing=stream or leave segment_length out"
         )
 
 
