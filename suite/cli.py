@@ -239,14 +239,18 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
-        if budget is not None:
-            execution = replace(execution, budget=max(1.0, budget - (time.monotonic() - began)))
         with (
             _progress(plan.missing, as_json) as on_event,
             mirrored(logger, results, on_event) as told,
         ):
-            launch(plan.missing, results, execution, on_event=told)
-        plan = runner.plan(cells, results)
+            for wave in runner.waves(plan.missing):
+                ready = runner.startable(wave, plan.missing)
+                if budget is not None:
+                    left = budget - (time.monotonic() - began)
+                    execution = replace(execution, budget=max(1.0, left))
+                if ready:
+                    launch(ready, results, execution, on_event=told)
+                    plan = runner.plan(cells, results)
     if plan.missing:
         err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
         return UNFINISHED
@@ -400,7 +404,7 @@ def bench_overhead_command(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Time a training step through the harness against the same step in a bare PyTorch loop."""
+    """Time a training step, harness against a bare PyTorch loop, and its wait for the batch."""
     from dataclasses import asdict
 
     import torch
@@ -417,15 +421,18 @@ def bench_overhead_command(
         if not as_json:
             err.print(f"{cell.label}: {100 * rows[-1].fraction:+.1f} %")
     if as_json:
-        print(json.dumps([{**asdict(r), "fraction": r.fraction} for r in rows], indent=2))
+        found = [{**asdict(r), "fraction": r.fraction, "idle": r.idle} for r in rows]
+        print(json.dumps(found, indent=2))
         return
     table = Table(box=None)
-    for column in ("cell", "stage", "bare ms", "harness ms", "overhead", "set-up ms"):
+    names = ("cell", "stage", "bare ms", "harness ms", "overhead", "set-up ms", "waits for data")
+    for column in names:
         table.add_column(column, justify="left" if column == "cell" else "right")
     for r in rows:
         times = [f"{1e3 * t:.1f}" for t in (r.bare_seconds, r.harness_seconds, r.setup_seconds)]
         stage = "" if r.stage is None else str(r.stage)
-        table.add_row(r.cell, stage, times[0], times[1], f"{100 * r.fraction:+.1f} %", times[2])
+        shares = f"{100 * r.fraction:+.1f} %", f"{100 * r.idle:.2f} %"
+        table.add_row(r.cell, stage, times[0], times[1], shares[0], times[2], shares[1])
     out.print(table)
 
 

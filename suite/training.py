@@ -38,6 +38,7 @@ from seqbench.suite.evaluation import add_up, evaluate, resets_of, tokens_within
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
+from seqbench.suite.initial import load_initial
 from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
@@ -451,6 +452,10 @@ class _Run:
             )
         torch.manual_seed(_seed(cell, "init"))
         self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)
+        # Where an earlier sitting's weights come, these are overwritten again.
+        self.initial = None
+        if cell.train.init_from is not None:
+            self.initial = load_initial(self.model, cell, results)
         self.model.to(device)
         _check_segments(cell, self.task, self.model)
         _check_resets(cell, self.task, self.model)
@@ -598,14 +603,18 @@ class _Run:
             cost=Cost(
                 parameters=sum(p.numel() for p in self.model.parameters()),
                 state_numbers=self.model.state_size(length),
-                flops_per_token=flops_per_token(self.model, length, self.device),
+                # A model that goes through segments never sees the whole at once.
+                flops_per_token=flops_per_token(
+                    self.model, min(length, self.cell.train.segment_length or length), self.device
+                ),
                 tokens_per_second=module.tokens / module.seconds,
                 peak_memory_bytes=memory,
                 train_seconds=module.seconds,
                 wall_seconds=self.earlier_seconds + time.perf_counter() - self.began,
             ),
             environment=environment(self.device, kernel_backends())
-            | {"devices": devices, "strategy": strategy, "compile": self.compiled},
+            | {"devices": devices, "strategy": strategy, "compile": self.compiled}
+            | ({"initial_weights_sha256": self.initial} if self.initial else {}),
         )
 
     def _save_at_times(self, validated: bool) -> None:
