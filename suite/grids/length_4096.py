@@ -5,9 +5,9 @@ with the cpu scale's curriculum, which goes on by doubling to 4096. paper: its 4
 64 at a constant rate, for a GPU.
 
 Cost: the last 700 steps, at the full length, take nearly all of it: 2,500 steps took 12 minutes on
-3 cores of a Xeon, where `--conclude` ended the published run. Expected: far above chance at 4096, with no band. The paper's
-run is 400,000 x 64 x 4096 = 1.05e11 tokens: at the record's tokens/s, say 32,000, that
-is 38 days.
+3 cores of a Xeon, where `--conclude` ended the published run. Expected: far above chance at 4096,
+with no band. The paper's run is 400,000 x 64 x 4096 = 1.05e11 tokens: at the record's tokens/s, say
+32,000, that is 38 days.
 """
 
 from __future__ import annotations

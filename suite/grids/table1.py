@@ -7,8 +7,8 @@ which is over by a quarter of the steps: S6 without a gate learns most at the fu
 paper: length 4096, D 64 and 400K steps a row, for a GPU.
 
 Cost: about 10 minutes a cell on one core, about two hours for the 24 on 2 quiet cores with
-`--workers 2`; 5 minutes on two H100s with `--workers 24 --cells-per-gpu 12` under NVIDIA's MPS. Expected: the rows with S6 at 95 % of the tokens or more, every other at least 20
-points below.
+`--workers 2`; 5 minutes on two H100s with `--workers 24 --cells-per-gpu 12` under NVIDIA's MPS.
+Expected: the rows with S6 at 95 % of the tokens or more, every other at least 20 points below.
 """
 
 from __future__ import annotations
