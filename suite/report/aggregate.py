@@ -268,7 +268,7 @@ def _groups(records: Sequence[Record]) -> list[Group]:
     found: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         cell = record.cell
-        configs = json.dumps([cell.task_config, cell.model_config], sort_keys=True)
+        configs = json.dumps([cell.task_config, cell.model_config, cell.code], sort_keys=True)
         names = (cell.task, cell.model, cell.scale)
         key = (*names, configs, repr(cell.train), cell.data_fingerprint, cell.results_version)
         found.setdefault(key, []).append(record)
@@ -292,6 +292,7 @@ def flat_settings(cell: Cell) -> dict[str, Any]:
         "train": to_plain(cell.train),
     }
     flat = {f"{s}.{key}": value for s, values in sections.items() for key, value in values.items()}
+    flat |= {f"{part}.code": digest[:8] for part, digest in cell.code.items()}
     return flat | {"data": cell.data_fingerprint[:8], "results_version": cell.results_version}
 
 
