@@ -8,7 +8,7 @@
 #include "../../csrc/parallel.h"
 #include "../../csrc/simd.h"
 
-constexpr int64_t CHUNK = 32;  // cpu.py has it too
+constexpr int64_t CHUNK = 64;  // cpu.py has it too
 constexpr int64_t MAX_STATE = 256;
 
 template <class T>

@@ -310,14 +310,17 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
 
 // ---- Backward
 
-// A chunk of one block: rows of 16 channels.
-struct Rows16 {
+// A chunk of one block, one vector of channels after the other, so that a pass over one of them finds
+// its steps side by side.
+struct Columns {
   alignas(64) float delta[CHUNK * BLOCK], x[CHUNK * BLOCK];   // Δ and Δ u
   alignas(64) float u[CHUNK * BLOCK], slope[CHUNK * BLOCK];   // slope: dΔ / d(delta)
   alignas(64) float dy[CHUNK * BLOCK], dgate[CHUNK * BLOCK];  // dy: before the gate; dz = dgate y
   alignas(64) float y[CHUNK * BLOCK];                         // before the gate
   alignas(64) float ddelta[CHUNK * BLOCK], dx[CHUNK * BLOCK];
 };
+// Where vector j from step t on lies, counted as in `for_vectors`.
+INLINE int64_t column(int64_t t, int j) { return (j % V * CHUNK + t + j / V) * W; }
 
 // What one pass over K states and W channels keeps: decay exp(Δ A) and the state before each step.
 struct Tape {
@@ -326,14 +329,14 @@ struct Tape {
 };
 
 template <int K, bool SB, bool SC, bool GATED, bool WITHIN>
-static void replay(const Span& span, Rows16& r, int lane, const float* A, Projection B,
+static void replay(const Span& span, Columns& r, int lane, const float* A, Projection B,
                    Projection C, Tape& tape) {
   vf h[K];
   for (int k = 0; k < K; k++)
     h[k] = span.reset ? splat(0.0f) : load(tape.state + (span.start * K + k) * W);
   for (int64_t t = span.start; t < span.end; t++) {
-    const vf dt = load(r.delta + t * BLOCK + lane), xt = load(r.x + t * BLOCK + lane);
-    vf sum = GATED ? load(r.y + t * BLOCK + lane) : dt, decay[K];
+    const vf dt = load(r.delta + column(t, lane / W)), xt = load(r.x + column(t, lane / W));
+    vf sum = GATED ? load(r.y + column(t, lane / W)) : dt, decay[K];
     for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
     exp2s<K, WITHIN>(decay);
     for (int k = 0; k < K; k++) {
@@ -342,7 +345,7 @@ static void replay(const Span& span, Rows16& r, int lane, const float* A, Projec
       store(tape.state + ((t + 1) * K + k) * W, h[k]);
       if (GATED) sum += projection<SC>(C, t, k) * h[k];
     }
-    if (GATED) store(r.y + t * BLOCK + lane, sum);
+    if (GATED) store(r.y + column(t, lane / W), sum);
   }
 }
 
@@ -360,7 +363,7 @@ INLINE void add_lane_sums(const vf* p, float* out) {
 
 // sums: per step, dB of the K states, then dC, `stride` floats apart.
 template <int K, bool SB, bool SC>
-static void reverse(const Span& span, Rows16& r, int lane, bool first, const float* A, Projection B,
+static void reverse(const Span& span, Columns& r, int lane, bool first, const float* A, Projection B,
                     Projection C, const Tape& tape, float* carry, float* dA, float* dB, float* dC,
                     float* sums, int64_t stride) {
   static const float zeros[K * W] = {};
@@ -372,10 +375,10 @@ static void reverse(const Span& span, Rows16& r, int lane, bool first, const flo
     if (!SC) dc[k] = load(dC + k * BLOCK);
   }
   for (int64_t t = span.end - 1; t >= span.start; t--) {
-    const vf dt = load(r.delta + t * BLOCK + lane), xt = load(r.x + t * BLOCK + lane);
-    const vf dy = load(r.dy + t * BLOCK + lane);
-    vf ddt = first ? splat(0.0f) : load(r.ddelta + t * BLOCK + lane);
-    vf dx = first ? splat(0.0f) : load(r.dx + t * BLOCK + lane);
+    const vf dt = load(r.delta + column(t, lane / W)), xt = load(r.x + column(t, lane / W));
+    const vf dy = load(r.dy + column(t, lane / W));
+    vf ddt = first ? splat(0.0f) : load(r.ddelta + column(t, lane / W));
+    vf dx = first ? splat(0.0f) : load(r.dx + column(t, lane / W));
     const float* before = span.reset && t == span.start ? zeros : tape.state + t * K * W;
     const float* after = tape.state + (t + 1) * K * W;
     const float* decay = tape.decay + t * K * W;
@@ -398,8 +401,8 @@ static void reverse(const Span& span, Rows16& r, int lane, bool first, const flo
       da[k] += q * dt;
       ddt += q * load(A + k * BLOCK);
     }
-    store(r.ddelta + t * BLOCK + lane, ddt);
-    store(r.dx + t * BLOCK + lane, dx);
+    store(r.ddelta + column(t, lane / W), ddt);
+    store(r.dx + column(t, lane / W), dx);
     if constexpr (SB && SC)
       add_lane_sums<2 * K>(products, sums + t * stride);
     else if constexpr (SB)
@@ -417,25 +420,29 @@ static void reverse(const Span& span, Rows16& r, int lane, bool first, const flo
 
 // The sums as `reverse` leaves them to a row of dB and one of dC for every step.
 void write_sums(const ScanArgs& a, const float* sums, int64_t b, int64_t t, int64_t steps) {
-  alignas(64) float dB[CHUNK * MAX_STATE + W], dC[CHUNK * MAX_STATE + W];
+  constexpr int64_t AT_ONCE = 16;  // threads other than the first may have small stacks
+  alignas(64) float dB[AT_ONCE * MAX_STATE + W], dC[AT_ONCE * MAX_STATE + W];
   const int64_t N = a.state;
-  for (int64_t i = 0; i < steps; i++)
-    for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
-      constexpr int K = decltype(k)::value;
-      memcpy(dB + i * N + n, sums + (i * N + n) * 2, K * sizeof(float));
-      memcpy(dC + i * N + n, sums + (i * N + n) * 2 + K, K * sizeof(float));
-    });
-  if (a.dB.data) write_rows(a.dB, b, t, steps, 0, N, dB, N);
-  if (a.dC.data) write_rows(a.dC, b, t, steps, 0, N, dC, N);
+  for (int64_t done = 0; done < steps; done += AT_ONCE) {
+    const int64_t some = steps - done < AT_ONCE ? steps - done : AT_ONCE;
+    for (int64_t i = 0; i < some; i++)
+      for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
+        constexpr int K = decltype(k)::value;
+        const float* from = sums + ((done + i) * N + n) * 2;
+        memcpy(dB + i * N + n, from, K * sizeof(float));
+        memcpy(dC + i * N + n, from + K, K * sizeof(float));
+      });
+    if (a.dB.data) write_rows(a.dB, b, t + done, some, 0, N, dB, N);
+    if (a.dC.data) write_rows(a.dC, b, t + done, some, 0, N, dC, N);
+  }
 }
 
 template <int TYPE>
 static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta_in, Tile u_in,
-                            Tile dy_in, Tile z_in, const float* bias, const float* D, Rows16& r) {
+                            Tile dy_in, Tile z_in, const float* bias, const float* D, Columns& r) {
   vf longest = splat(0.0f);
   for_vectors(steps, [&](auto count, int64_t t) __attribute__((always_inline)) {
     constexpr int J = decltype(count)::value;
-    const int64_t i = t * BLOCK;
     vf dt[J], slope[J];
     for (int j = 0; j < J; j++) {
       dt[j] = delta_in.get<TYPE>(t + j / V, j % V * W) + load(bias + j % V * W);
@@ -444,10 +451,10 @@ static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta
     if (softplus) softpluses<J>(dt, slope);
     for (int j = 0; j < J; j++) {
       const vf ut = u_in.get<TYPE>(t + j / V, j % V * W);
-      store(r.delta + i + j * W, dt[j]);
-      store(r.slope + i + j * W, slope[j]);
-      store(r.u + i + j * W, ut);
-      store(r.x + i + j * W, ut * dt[j]);
+      store(r.delta + column(t, j), dt[j]);
+      store(r.slope + column(t, j), slope[j]);
+      store(r.u + column(t, j), ut);
+      store(r.x + column(t, j), ut * dt[j]);
       longest = max(abs(dt[j]), longest);
     }
     vf z[J], s[J];
@@ -459,11 +466,11 @@ static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta
       vf dy = dy_in.get<TYPE>(t + j / V, j % V * W);
       if (gated) {
         const vf gate = z[j] * s[j];
-        store(r.dgate + i + j * W, dy * (s[j] + gate * (1.0f - s[j])));
-        store(r.y + i + j * W, load(r.u + i + j * W) * load(D + j % V * W));
+        store(r.dgate + column(t, j), dy * (s[j] + gate * (1.0f - s[j])));
+        store(r.y + column(t, j), load(r.u + column(t, j)) * load(D + j % V * W));
         dy *= gate;
       }
-      store(r.dy + i + j * W, dy);
+      store(r.dy + column(t, j), dy);
     }
   });
   return largest_lane(longest);
@@ -471,13 +478,13 @@ static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta
 
 // Tiles are where a gradient goes, null where it is not wanted; dD and dbias are sums over time.
 template <int TYPE>
-static void leave_backward(int64_t steps, const Rows16& r, const float* D, Tile du, Tile ddelta,
+static void leave_backward(int64_t steps, const Columns& r, const float* D, Tile du, Tile ddelta,
                            Tile dz, float* dD, float* dbias) {
   for (int lane = 0; lane < BLOCK; lane += W) {
     vf sum_D = load(dD + lane), sum_bias = load(dbias + lane);
     const vf skip = load(D + lane);
     for (int64_t t = 0; t < steps; t++) {
-      const int64_t i = t * BLOCK + lane;
+      const int64_t i = column(t, lane / W);
       const vf ut = load(r.u + i), dy = load(r.dy + i), dx = load(r.dx + i);
       const vf dt = (load(r.ddelta + i) * LN2 + dx * ut) * load(r.slope + i);
       sum_D += dy * ut;
@@ -494,8 +501,9 @@ static void leave_backward(int64_t steps, const Rows16& r, const float* D, Tile 
 template <bool SB, bool SC>
 static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                           int64_t part, int64_t first_chunk, int64_t last_chunk) {
-  Rows16 r;
+  Columns r;
   Tape tape;
+  alignas(64) float staging[4][CHUNK * BLOCK];  // of a block narrower than 16 channels
   alignas(64) float sum_buffer[CHUNK * 2 * MAX_STATE];
   float* sums = sum_buffer;
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
@@ -534,10 +542,10 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
       if (a.bias) memcpy(bias, a.bias + d, valid * sizeof(float));
 
       const int32_t type = valid == BLOCK ? a.u.dtype : FLOAT32;
-      const Tile delta_in = read_tile(a.delta, b, t, steps, d, valid, r.delta);
-      const Tile u_in = read_tile(a.u, b, t, steps, d, valid, r.u);
-      const Tile dy_in = read_tile(a.dy, b, t, steps, d, valid, r.dy);
-      const Tile z_in = read_tile(a.z, b, t, steps, d, valid, r.dgate);
+      const Tile delta_in = read_tile(a.delta, b, t, steps, d, valid, staging[0]);
+      const Tile u_in = read_tile(a.u, b, t, steps, d, valid, staging[1]);
+      const Tile dy_in = read_tile(a.dy, b, t, steps, d, valid, staging[2]);
+      const Tile z_in = read_tile(a.z, b, t, steps, d, valid, staging[3]);
       const float longest = with_type(type, [&](auto type) {
         return enter_backward<decltype(type)::value>(a.softplus, a.z.data, steps, delta_in, u_in,
                                                      dy_in, z_in, bias, D, r);
@@ -550,9 +558,9 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
 
       const float* before =
           a.checkpoints + ((b * shape.chunks + chunk) * shape.blocks + block) * row_size;
-      for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
-        constexpr int K = decltype(k)::value;
-        for (int lane = 0; lane < BLOCK; lane += W) {
+      for (int lane = 0; lane < BLOCK; lane += W)
+        for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
+          constexpr int K = decltype(k)::value;
           const int64_t at_state = n * BLOCK + lane;
           const float* A = w.A + parameters + at_state;
           const Projection Bn = at<SB>(B, w.B + parameters, n, lane);
@@ -570,21 +578,20 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
             reverse<K, SB, SC>(spans[s], r, lane, n == 0, A, Bn, Cn, tape, w.carry + at_sum + at_state,
                                w.dA + at_sum + at_state, w.dB + at_sum + at_state,
                                w.dC + at_sum + at_state, sums + 2 * n, 2 * N);
-        }
-      });
+        });
 
       float* dD = w.dD + (b * shape.blocks + block) * BLOCK;
       float* dbias = w.dbias + (b * shape.blocks + block) * BLOCK;
-      const Tile du(a.du, b, t, d, valid, r.dx);
-      const Tile ddelta(a.ddelta, b, t, d, valid, r.ddelta);
-      const Tile dz(a.dz, b, t, d, valid, r.y);
+      const Tile du(a.du, b, t, d, valid, staging[0]);
+      const Tile ddelta(a.ddelta, b, t, d, valid, staging[1]);
+      const Tile dz(a.dz, b, t, d, valid, staging[2]);
       with_type(type, [&](auto type) {
         leave_backward<decltype(type)::value>(steps, r, D, du, ddelta, dz, dD, dbias);
       });
       if (valid < BLOCK) {
-        if (du.data) write_rows(a.du, b, t, steps, d, valid, r.dx, BLOCK);
-        if (ddelta.data) write_rows(a.ddelta, b, t, steps, d, valid, r.ddelta, BLOCK);
-        if (dz.data) write_rows(a.dz, b, t, steps, d, valid, r.y, BLOCK);
+        if (du.data) write_rows(a.du, b, t, steps, d, valid, staging[0], BLOCK);
+        if (ddelta.data) write_rows(a.ddelta, b, t, steps, d, valid, staging[1], BLOCK);
+        if (dz.data) write_rows(a.dz, b, t, steps, d, valid, staging[2], BLOCK);
       }
 
       if (block + 1 == shape.first_block(group + 1)) {
