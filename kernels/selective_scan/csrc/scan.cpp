@@ -136,14 +136,43 @@ INLINE void for_states(int64_t state, const F& f) {
   if (n < state) f(Count<1>(), n);
 }
 
-struct Place {
-  int64_t t, d;
+// Lines of memory to fetch, step by step while a pass over some states computes: a processor waits
+// once a few tens of misses are under way, so that asking for all at once would stall it.
+struct Lines {
+  struct Line {
+    const char* at;
+    int64_t stride;
+  };
+  const Line *begin, *end;
+  void fetch(int64_t t) const {
+    for (const Line* line = begin; line < end; line++)
+      __builtin_prefetch(line->at + t * line->stride);
+  }
 };
+// The rows of a block's chunk that will be read, or written, in full; a wrong guess costs nothing.
+struct Ahead {
+  Lines::Line lines[7];
+  int64_t count = 0;
+  void add(const Rows& x, int64_t b, int64_t t, int64_t d) {
+    if (!x.data) return;
+    const int64_t size = x.dtype == FLOAT32 ? 4 : 2;
+    const int64_t at = b * x.batch_stride + t * x.time_stride + d;
+    lines[count++] = {x.data + at * size, x.time_stride * size};
+  }
+  // What falls to the next of `passes` passes.
+  Lines share(int64_t passes) {
+    const int64_t first = count * pass / passes, last = count * (pass + 1) / passes;
+    pass++;
+    return {lines + first, lines + last};
+  }
 
-// The rows of a block's chunk, which the recurrence of the one before leaves time to fetch.
-INLINE void prefetch(const ScanArgs& a, const Rows& x, int64_t b, Place at) {
-  if (at.t < 0) return;
-  prefetch_rows<false>(x, b, at.t, a.length - at.t < CHUNK ? a.length - at.t : CHUNK, at.d);
+ private:
+  int64_t pass = 0;
+};
+// How often `for_states` calls its function, for every vector of a block.
+template <int MOST>
+int64_t passes_of(int64_t state) {
+  return (state / MOST + __builtin_popcountll(state % MOST)) * V;
 }
 
 // A chunk of one block of channels in memory, where the block is whole; else a copy in `staging`.
@@ -187,13 +216,14 @@ INLINE void for_vectors(int64_t steps, const F& f) {
 
 // h and y of a span for K states and one vector of channels; the rows are 16 floats apart.
 template <int K, bool SB, bool SC, bool WITHIN>
-static void recur(const Span& span, const float* delta, const float* x, float* y, const float* A,
-                  Projection B, Projection C, float* state) {
+static void recur(const Span& span, const Lines& lines, const float* delta, const float* x,
+                  float* y, const float* A, Projection B, Projection C, float* state) {
   vf h[K];
   for (int k = 0; k < K; k++) h[k] = span.reset ? splat(0.0f) : load(state + k * BLOCK);
   for (int64_t t = span.start; t < span.end; t++) {
     const vf dt = load(delta + t * BLOCK), xt = load(x + t * BLOCK);
     vf sum = load(y + t * BLOCK), decay[K];
+    lines.fetch(t);
     for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
     exp2s<K, WITHIN>(decay);
     for (int k = 0; k < K; k++) {
@@ -279,9 +309,12 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
           });
       const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
 
-      const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t + CHUNK, first * BLOCK};
-      for (const Rows* x : {&a.delta, &a.u, &a.z}) prefetch(a, *x, b, next);
-      prefetch_rows<true>(a.y, b, t, steps, d);
+      Ahead ahead;
+      ahead.add(a.y, b, t, d);
+      const bool goes_on = block + 1 < last;
+      if (goes_on || t + CHUNK < a.length)
+        for (const Rows* x : {&a.delta, &a.u, &a.z})
+          ahead.add(*x, b, goes_on ? t : t + CHUNK, goes_on ? d + BLOCK : first * BLOCK);
 
       const float* before = checkpoints + (chunk * shape.blocks + block) * row_size;
       const bool ends = chunk + 1 == shape.chunks;
@@ -289,13 +322,15 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
       memcpy(after, before, row_size * sizeof(float));
       for_states<FWD_STATES>(N, [&](auto k, int64_t n) {
         constexpr int K = decltype(k)::value;
-        for (int lane = 0; lane < BLOCK; lane += W)
+        for (int lane = 0; lane < BLOCK; lane += W) {
+          const Lines lines = ahead.share(passes_of<FWD_STATES>(N));
           for (int64_t s = 0; s < count; s++)
             (within ? recur<K, SB, SC, true> : recur<K, SB, SC, false>)(
-                spans[s], delta + lane, u + lane, y + lane,
+                spans[s], lines, delta + lane, u + lane, y + lane,
                 w.A + block * row_size + n * BLOCK + lane,
                 at<SB>(B, w.B + block * row_size, n, lane),
                 at<SC>(C, w.C + block * row_size, n, lane), after + n * BLOCK + lane);
+        }
       });
       if (ends) write_state(a, state, b, block, a.final_state);
 
@@ -329,14 +364,15 @@ struct Tape {
 };
 
 template <int K, bool SB, bool SC, bool GATED, bool WITHIN>
-static void replay(const Span& span, Columns& r, int lane, const float* A, Projection B,
-                   Projection C, Tape& tape) {
+static void replay(const Span& span, const Lines& lines, Columns& r, int lane, const float* A,
+                   Projection B, Projection C, Tape& tape) {
   vf h[K];
   for (int k = 0; k < K; k++)
     h[k] = span.reset ? splat(0.0f) : load(tape.state + (span.start * K + k) * W);
   for (int64_t t = span.start; t < span.end; t++) {
     const vf dt = load(r.delta + column(t, lane / W)), xt = load(r.x + column(t, lane / W));
     vf sum = GATED ? load(r.y + column(t, lane / W)) : dt, decay[K];
+    lines.fetch(t);
     for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
     exp2s<K, WITHIN>(decay);
     for (int k = 0; k < K; k++) {
@@ -552,9 +588,12 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
       });
       const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
 
-      const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t - CHUNK, first * BLOCK};
-      for (const Rows* x : {&a.delta, &a.u, &a.dy, &a.z}) prefetch(a, *x, b, next);
-      for (const Rows* x : {&a.du, &a.ddelta, &a.dz}) prefetch_rows<true>(*x, b, t, steps, d);
+      Ahead ahead;
+      for (const Rows* x : {&a.du, &a.ddelta, &a.dz}) ahead.add(*x, b, t, d);
+      const bool goes_on = block + 1 < last;
+      if (goes_on || t > 0)
+        for (const Rows* x : {&a.delta, &a.u, &a.dy, &a.z})
+          ahead.add(*x, b, goes_on ? t : t - CHUNK, goes_on ? d + BLOCK : first * BLOCK);
 
       const float* before =
           a.checkpoints + ((b * shape.chunks + chunk) * shape.blocks + block) * row_size;
@@ -565,6 +604,7 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
           const float* A = w.A + parameters + at_state;
           const Projection Bn = at<SB>(B, w.B + parameters, n, lane);
           const Projection Cn = at<SC>(C, w.C + parameters, n, lane);
+          const Lines lines = ahead.share(passes_of<BWD_STATES>(N));
           for (int i = 0; i < K; i++)
             store(tape.state + i * W, load(before + at_state + i * BLOCK));
           for (int64_t s = 0; s < count; s++) {
@@ -572,7 +612,7 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
                                                 : replay<K, SB, SC, true, false>
                                        : within ? replay<K, SB, SC, false, true>
                                                 : replay<K, SB, SC, false, false>;
-            run(spans[s], r, lane, A, Bn, Cn, tape);
+            run(spans[s], lines, r, lane, A, Bn, Cn, tape);
           }
           for (int64_t s = count - 1; s >= 0; s--)
             reverse<K, SB, SC>(spans[s], r, lane, n == 0, A, Bn, Cn, tape, w.carry + at_sum + at_state,
