@@ -7,7 +7,8 @@
 //
 // Nothing depends on the number of threads: groups, segments and the order of every sum follow from
 // the shape. B_t and C_t are shared by all channels, so their gradients are sums over the lanes of a
-// vector, over the blocks of a group, and, through `partials`, over the groups in order.
+// vector, over the blocks of a group, and over the groups as a binary tree: a task adds its own, and
+// what several tasks have of a chunk is added after them, from `partials`.
 
 #include "../../csrc/parallel.h"
 #include "../../csrc/simd.h"
@@ -38,8 +39,10 @@ struct Workspace {
   float* steepest;              // (blocks): the largest |A|, in the same units
   float *carry, *dA, *dB, *dC;  // (batch, blocks, state, 16)
   float *dD, *dbias;            // (batch, blocks, 16)
-  float* partials;              // (batch, groups, segment, CHUNK, 2 state)
+  float* partials;              // (batch, parts, segment, CHUNK, 2 state)
+  float* branches;              // (batch, parts, MOST_BRANCHES, CHUNK, 2 state)
   int64_t size = 0;
+  static constexpr int64_t MOST_BRANCHES = 6;  // of a tree of 32 groups, while it is added up
   Workspace(const ScanArgs& a, const Shape& s, bool backward) {
     const int64_t parameters = s.blocks * a.state * BLOCK, sums = backward ? a.batch : 0;
     A = take(a, parameters);
@@ -52,10 +55,12 @@ struct Workspace {
     dC = take(a, a.constant_C ? sums * parameters : 0);
     dD = take(a, sums * s.blocks * BLOCK);
     dbias = take(a, sums * s.blocks * BLOCK);
-    partials = take(a, s.groups > 1 ? sums * s.groups * s.segment * CHUNK * 2 * a.state : 0);
+    const int64_t tasks = sums * s.parts, chunk = CHUNK * 2 * a.state;
+    partials = take(a, s.parts > 1 ? tasks * s.segment * chunk : 0);
+    branches = take(a, tasks * MOST_BRANCHES * chunk);
   }
-  float* partial(const ScanArgs& a, const Shape& s, int64_t b, int64_t group, int64_t i) const {
-    return partials + ((b * s.groups + group) * s.segment + i) * CHUNK * 2 * a.state;
+  float* partial(const ScanArgs& a, const Shape& s, int64_t b, int64_t part, int64_t i) const {
+    return partials + ((b * s.parts + part) * s.segment + i) * CHUNK * 2 * a.state;
   }
   float* take(const ScanArgs& a, int64_t floats) {
     float* p = a.workspace + size;
@@ -454,6 +459,10 @@ static void reverse(const Span& span, Columns& r, int lane, bool first, const fl
   }
 }
 
+void add(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i++) to[i] += from[i];
+}
+
 // The sums as `reverse` leaves them to a row of dB and one of dC for every step.
 void write_sums(const ScanArgs& a, const float* sums, int64_t b, int64_t t, int64_t steps) {
   constexpr int64_t AT_ONCE = 16;  // threads other than the first may have small stacks
@@ -540,13 +549,14 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
   Columns r;
   Tape tape;
   alignas(64) float staging[4][CHUNK * BLOCK];  // of a block narrower than 16 channels
-  alignas(64) float sum_buffer[CHUNK * 2 * MAX_STATE];
-  float* sums = sum_buffer;
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
   Span spans[CHUNK];
   const int64_t N = a.state, row_size = N * BLOCK;
   const int64_t first_group = shape.first_group(part), last_group = shape.first_group(part + 1);
   const int64_t first = shape.first_block(first_group), last = shape.first_block(last_group);
+  const int64_t branch_size = CHUNK * 2 * N;
+  float* const branches =
+      w.branches + (b * shape.parts + part) * Workspace::MOST_BRANCHES * branch_size;
 
   if (last_chunk == shape.chunks)
     for (int64_t block = first; block < last; block++) {
@@ -565,11 +575,10 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
     const int64_t count = spans_of(a, b, t, steps, spans);
     const Projection B(a.B, b, t, steps, N, B_buffer), C(a.C, b, t, steps, N, C_buffer);
     int64_t group = first_group;
+    float* sums = branches;  // of this group; those before are the branches not yet added
     for (int64_t block = first; block < last; block++) {
-      if ((SB || SC) && block == shape.first_block(group)) {
-        if (shape.groups > 1) sums = w.partial(a, shape, b, group, chunk - first_chunk);
+      if ((SB || SC) && block == shape.first_block(group))
         memset(sums, 0, steps * 2 * N * sizeof(float));
-      }
       const int64_t d = block * BLOCK, valid = a.width - d < BLOCK ? a.width - d : BLOCK;
       const int64_t parameters = block * row_size;
       const int64_t at_sum = (b * shape.blocks + block) * row_size;
@@ -634,27 +643,35 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
         if (dz.data) write_rows(a.dz, b, t, steps, d, valid, staging[2], BLOCK);
       }
 
-      if (block + 1 == shape.first_block(group + 1)) {
-        if ((SB || SC) && shape.groups == 1) write_sums(a, sums, b, t, steps);
+      if ((SB || SC) && block + 1 == shape.first_block(group + 1)) {
         group++;
+        for (int64_t done = group - first_group; done % 2 == 0; done /= 2, sums -= branch_size)
+          add(sums - branch_size, sums, steps * 2 * N);
+        sums += branch_size;
       }
     }
+    if (shape.parts > 1)
+      memcpy(w.partial(a, shape, b, part, chunk - first_chunk), branches,
+             steps * 2 * N * sizeof(float));
+    else if (SB || SC)
+      write_sums(a, branches, b, t, steps);
   }
   if (first_chunk == 0 && a.dinitial)
     for (int64_t block = first; block < last; block++)
       write_state(a, w.carry + (b * shape.blocks + block) * row_size, b, block, a.dinitial);
 }
 
-// dB and dC of one chunk: the groups' partial sums, added to the first's in order.
+// dB and dC of one chunk from the parts' partial sums.
 void add_partials(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                   int64_t chunk, int64_t first_chunk) {
   const int64_t t = chunk * CHUNK, steps = a.length - t < CHUNK ? a.length - t : CHUNK;
-  float* sums = w.partial(a, shape, b, 0, chunk - first_chunk);
-  for (int64_t group = 1; group < shape.groups; group++) {
-    const float* from = w.partial(a, shape, b, group, chunk - first_chunk);
-    for (int64_t i = 0; i < steps * 2 * a.state; i++) sums[i] += from[i];
-  }
-  write_sums(a, sums, b, t, steps);
+  const auto partial = [&](int64_t part) {
+    return w.partial(a, shape, b, part, chunk - first_chunk);
+  };
+  for (int64_t step = 1; step < shape.parts; step *= 2)
+    for (int64_t part = 0; part < shape.parts; part += 2 * step)
+      add(partial(part), partial(part + step), steps * 2 * a.state);
+  write_sums(a, partial(0), b, t, steps);
 }
 
 // (batch, blocks, rows, 16) sums to (width, rows), over the batch in order.
@@ -779,7 +796,7 @@ void scan_backward(const ScanArgs* args) {
             a, shape, w, task / shape.parts, task % shape.parts, first, last);
       });
     });
-    if (shape.groups > 1 && (a.dB.data || a.dC.data))
+    if (shape.parts > 1 && (a.dB.data || a.dC.data))
       parallel_for(a.team, a.batch * (last - first), [&](int64_t task) {
         add_partials(a, shape, w, task / (last - first), first + task % (last - first), first);
       });
