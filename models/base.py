@@ -27,7 +27,13 @@ class NoOptions:
 
 
 class CausalModule(nn.Module, ABC):
-    """Maps (B, L, D) to (B, L, D), causally: what layers and blocks have in common."""
+    """Maps (B, L, D) to (B, L, D), causally: what layers and blocks have in common.
+
+    Where `resets` is True, forward also takes the keyword `reset`, bool (B, L): at such a position
+    nothing is known of what came before it, as at the start of a packed document.
+    """
+
+    resets: ClassVar[bool] = False
 
     @overload
     def forward(self, x_BLD: Tensor) -> Tensor: ...
@@ -94,6 +100,7 @@ class SequenceModel(nn.Module, ABC):
 
     Config: ClassVar[type] = NoOptions  # frozen, keyword-only dataclass
     complexity: ClassVar[str] = ""  # time to train on L tokens, and to decode one; "O(L), O(1)"
+    resets: ClassVar[bool] = False  # forward takes `reset`, bool (B, L): see CausalModule
 
     def __init__(self, config: Any, *, vocab_size: int, d_model: int, num_layers: int) -> None:
         super().__init__()
@@ -135,6 +142,16 @@ def require(condition: bool, name: str, value: object, valid: str) -> None:
     """Raise the one-line ModelError of an option whose value is not valid."""
     if not condition:
         raise ModelError(f"model option {name}={value!r} is not valid: must be {valid}")
+
+
+def cannot_reset(model: nn.Module) -> str | None:
+    """Why a whole model cannot keep packed documents apart; None: it can."""
+    if not getattr(model, "resets", False):
+        return f"{type(model).__name__}.forward takes no reset"
+    unable = [
+        type(m).__name__ for m in model.modules() if isinstance(m, CausalModule) and not m.resets
+    ]
+    return f"its part {unable[0]} cannot forget in the middle of a sequence" if unable else None
 
 
 def no_weight_decay(parameter: nn.Parameter) -> nn.Parameter:

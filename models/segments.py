@@ -1,15 +1,22 @@
-"""Very long sequences in pieces: exact gradients, with the activations of one piece in memory."""
+"""Very long sequences in pieces: exact gradients, with the activations of one piece in memory.
+
+`segmented` is for a layer or a block, `segmented_loss` for a whole model and its loss.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from seqbench.models.base import CausalModule, State
+
+Gradients = Literal["exact", "truncated"]
+LossOf = Callable[[Tensor, slice], Tensor]  # (logits of a piece (B, l, V), its place) -> its loss
 
 
 @overload
@@ -44,6 +51,66 @@ def segmented(
         module, segment, carried, len(starts), x_BLD, *starts, *parameters
     )
     return y_BLD if state is None else (y_BLD, with_leaves(carried, ends))
+
+
+def segmented_loss(
+    model: nn.Module,
+    loss_of: LossOf,
+    tokens_BL: Tensor,
+    *,
+    segment: int,
+    gradients: Gradients = "exact",
+) -> Tensor:
+    """The sum of `loss_of` over pieces of `segment` tokens, which carry the model's state.
+
+    exact: the gradients are those of the whole sequence. Forward keeps the states between the
+    pieces alone; backward runs each piece again, from the last to the first, and hands the gradient
+    of its first state on to the piece before. truncated: no gradient crosses from a piece into the
+    one before, which saves the second run. Either way memory holds the activations and logits of
+    one piece, so that it grows with L only as the tokens and, for exact, L / segment states do.
+
+    The model is one that `cannot_carry` has nothing to say about. `loss_of` may be called twice for
+    a piece.
+    """
+    if segment < 1:
+        raise ValueError(f"segmented_loss: segment={segment}; it must be 1 or more")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if gradients == "exact":
+        loss: Tensor = _ExactLoss.apply(model, loss_of, segment, tokens_BL, *parameters)
+        return loss
+    return _truncated(model, loss_of, segment, tokens_BL, parameters)
+
+
+def accumulated_loss(
+    loss_of_rows: Callable[[slice], Tensor], model: nn.Module, rows: int, *, at_once: int
+) -> Tensor:
+    """The sum of `loss_of_rows` over groups of `at_once` of the batch's rows, one after another.
+
+    The gradients of a group by the model's parameters are taken before the next one runs, so memory
+    holds one group's activations.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    totals: list[Tensor | None] = [None] * len(parameters)
+    losses = []
+    for first in range(0, rows, at_once):
+        loss = loss_of_rows(slice(first, min(first + at_once, rows)))
+        _add(totals, iter(torch.autograd.grad(loss, parameters, allow_unused=True)))
+        losses.append(loss.detach())
+    return _known(losses, parameters, totals)
+
+
+def cannot_carry(model: nn.Module, length: int) -> str | None:
+    """Why a model gains nothing from going through `length` tokens in pieces; None: it can.
+
+    A state that grows with the length holds every token seen, whatever the pieces.
+    """
+    size: Any = model.state_size
+    if size(2 * length) > size(length):
+        return (
+            f"its state grows with the length ({size(length)} numbers after {length} tokens), so "
+            "pieces would hold as much as the whole"
+        )
+    return None
 
 
 def leaves(state: State) -> Iterator[Tensor]:
@@ -97,12 +164,7 @@ class _Segmented(torch.autograd.Function):
         assert y_BLD is not None
         ctx.module, ctx.segment, ctx.count = module, segment, count
         ctx.save_for_backward(x_BLD, *tensors[count:], *starts)
-        device = x_BLD.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-        }
+        ctx.autocast = _autocast(x_BLD.device)
         ctx.set_materialize_grads(False)
         ends = list(leaves(state))
         ctx.mark_non_differentiable(*(x for x in ends if not _differentiable(x)))
@@ -128,7 +190,7 @@ class _Segmented(torch.autograd.Function):
                 s.detach().requires_grad_(_differentiable(s))
                 for s in starts[piece * ctx.count : (piece + 1) * ctx.count]
             ]
-            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            with torch.enable_grad(), ctx.autocast():
                 y, state = ctx.module(x, with_leaves(ctx.state, start))
             known = [(y, None if dy_BLD is None else dy_BLD[:, some])]
             known += zip(leaves(state), dstate)
@@ -142,12 +204,133 @@ class _Segmented(torch.autograd.Function):
                 dx = next(found)
                 dx_BLD[:, some] = 0 if dx is None else dx
             dstate = [next(found) if _differentiable(s) else None for s in start]
-            for i, gradient in enumerate(found):
-                if gradient is not None:
-                    total = totals[i]
-                    totals[i] = gradient if total is None else total + gradient
+            _add(totals, found)
         first_state = (g if needed else None for g, needed in zip(dstate, needs_state))
         return None, None, None, None, dx_BLD, *first_state, *totals
+
+
+class _ExactLoss(torch.autograd.Function):
+    """Parameters -> the loss of a whole sequence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        model: Any,
+        loss_of: LossOf,
+        segment: int,
+        tokens_BL: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.model, ctx.loss_of, ctx.segment = model, loss_of, segment
+        ctx.autocast = _autocast(tokens_BL.device)
+        ctx.save_for_backward(tokens_BL, *parameters)
+        state = model.initial_state(len(tokens_BL), tokens_BL.device)
+        # No output of this function, so a context may hold them.
+        ctx.starts, losses = [], []
+        with ctx.autocast():
+            for some in _places(tokens_BL, segment):
+                ctx.starts.append(state)
+                logits_BLV, state = model(tokens_BL[:, some], state)
+                losses.append(loss_of(logits_BLV, some))
+                state = _compact(state)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        tokens_BL, *parameters = ctx.saved_tensors
+        totals: list[Tensor | None] = [None] * len(parameters)
+        dstate: list[Tensor | None] = []
+        for some in reversed(_places(tokens_BL, ctx.segment)):
+            nest = ctx.starts.pop()
+            start = [s.detach().requires_grad_(_differentiable(s)) for s in leaves(nest)]
+            with torch.enable_grad(), ctx.autocast():
+                logits_BLV, state = ctx.model(tokens_BL[:, some], with_leaves(nest, start))
+                loss = ctx.loss_of(logits_BLV, some)
+            del logits_BLV
+            known = [(loss, gradient.to(loss.dtype))]
+            # Behind the last piece there is nothing that its state could matter to.
+            known += [(s, g) for s, g in zip(leaves(state), dstate) if g is not None]
+            outputs, given = zip(*((out, g) for out, g in known if out.requires_grad))
+            wanted = [*filter(_differentiable, start), *parameters]
+            found = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
+            dstate = [next(found) if _differentiable(s) else None for s in start]
+            _add(totals, found)
+        return None, None, None, None, *totals
+
+
+def _truncated(
+    model: Any, loss_of: LossOf, segment: int, tokens_BL: Tensor, parameters: list[nn.Parameter]
+) -> Tensor:
+    """The loss; none of its gradients crosses from a piece into the one before."""
+    totals: list[Tensor | None] = [None] * len(parameters)
+    state = model.initial_state(len(tokens_BL), tokens_BL.device)
+    losses = []
+    for some in _places(tokens_BL, segment):
+        with torch.enable_grad(), _autocast(tokens_BL.device)():
+            logits_BLV, state = model(tokens_BL[:, some], state)
+            loss = loss_of(logits_BLV, some)
+        del logits_BLV
+        _add(totals, iter(torch.autograd.grad(loss, parameters, allow_unused=True)))
+        losses.append(loss.detach())
+        state = _compact(state)
+    return _known(losses, parameters, totals)
+
+
+def _known(
+    losses: list[Tensor], parameters: list[nn.Parameter], gradients: list[Tensor | None]
+) -> Tensor:
+    """The sum of losses, as a function of the parameters with those gradients."""
+    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
+    loss: Tensor = _KnownGradients.apply(torch.stack(losses).sum(), len(found), *found, *parameters)
+    return loss
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A loss whose gradients by the parameters are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, count: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[:count])
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        known = ctx.saved_tensors
+        return None, None, *[None] * len(known), *(gradient * g for g in known)
+
+
+def _places(tokens_BL: Tensor, segment: int) -> list[slice]:
+    length = tokens_BL.shape[1]
+    return [slice(first, min(first + segment, length)) for first in range(0, length, segment)]
+
+
+def _add(totals: list[Tensor | None], gradients: Iterator[Tensor | None]) -> None:
+    """Adds gradients to their totals: never in place, as two of them may be one tensor."""
+    for i, gradient in enumerate(gradients):
+        total = totals[i]
+        if gradient is not None:
+            totals[i] = gradient if total is None else total + gradient
+
+
+def _compact(state: State) -> State:
+    """The state without what it may be a view of, detached."""
+
+    def alone(x: Tensor) -> Tensor:
+        return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
+
+    return with_leaves(state, [alone(x.detach()) for x in leaves(state)])
+
+
+def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the autocast that is on now, for a pass outside it.
+
+    Without its cache: a cast of a weight kept from a pass without gradients has none later.
+    """
+    kind = device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def _differentiable(x: Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -21,6 +21,8 @@ from seqbench.models.base import ModelError
 from seqbench.models.build import build_model, match_parameters, options_of
 from seqbench.suite.discovery import is_plugin, task_class, unknown
 from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
+from seqbench.suite.initial import with_fingerprint
+from seqbench.suite.recipes import recipe_settings
 from seqbench.tasks.base import Task, TaskError
 
 C = TypeVar("C")
@@ -68,7 +70,10 @@ def prepared_task(name: str, config: Mapping[str, Any]) -> Task:
 
 
 def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] = ()) -> Cell:
-    """The cell of a request: the task's scale, then the grid's own settings, then `--set`."""
+    """The cell of a request: the task's scale, then the grid's own settings, then `--set`.
+
+    A recipe, wherever it is named, stands above the scale and below the other two.
+    """
     cls = task_class(request.task)
     if request.scale not in cls.scales:
         raise unknown(f"scale of task {request.task}:", request.scale, cls.scales)
@@ -83,15 +88,25 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         if section not in values:
             raise unknown(f"section of the setting {path}:", section, SECTIONS)
         values[section][key] = value
+    if request.init_from is not None:
+        # Its task may be another, with other settings.
+        same = request.init_from.task == request.task
+        shared = [(k, v) for k, v in assignments if same or not k.startswith("task.")]
+        source = resolve(request.init_from, 0, shared)
+        values["train"]["init_from"] = f"{source.digest}@seed"
     config: Any = build_config(cls.Config, values["task"], "task")
     train = build_config(TrainConfig, values["train"], "train")
     _check_train(train)
-    task_config = _plain(asdict(config))
+    train = with_fingerprint(train)
+    task_config = _plain(_settled(config))
     task = prepared_task(request.task, task_config)
     if request.same_size_as is not None and "model.d_model" not in dict(assignments):
         values["model"] |= _matched_width(request, task.vocab_size, values["model"])
-    check_model(request.model, task.vocab_size, values["model"])
+    parameters = check_model(request.model, task.vocab_size, values["model"])
     changed = sorted({*request.settings, *(path for path, _ in assignments)})
+    if train.recipe is not None:
+        filled = recipe_settings(train.recipe, parameters=parameters, steps=train.steps)
+        train = replace(train, **{k: v for k, v in filled.items() if f"train.{k}" not in changed})
     return Cell(
         task=request.task,
         model=request.model,
@@ -99,14 +114,34 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         scale=request.scale,
         scale_note=scale.note + (f" Changed: {', '.join(changed)}." if changed else ""),
         task_config=task_config,
-        model_config=_plain({**options_of(request.model), **values["model"]}),
+        model_config=_model_config(request.model, values["model"]),
         train=train,
         data_fingerprint=task.fingerprint(),
     )
 
 
-def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
-    """Builds the model on the meta device: a wrong name or option shows before the grid starts."""
+def _settled(config: Any) -> dict[str, Any]:
+    """A task's config, without the late fields (tasks.base.LATE) that have their default."""
+    values = asdict(config)
+    for f in fields(config):
+        if f.metadata.get("late") and values[f.name] == f.default:
+            del values[f.name]
+    return values
+
+
+def _model_config(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option with its value; the plain stack's are the same whether it is named or not."""
+    config = {**options_of(name, values.get("backbone")), **values}
+    if config.get("backbone") == "stack" and "backbone" not in options_of(name):
+        del config["backbone"]
+    return cast(dict[str, Any], _plain(config))
+
+
+def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> int:
+    """Builds the model on the meta device: a wrong name or option shows before the grid starts.
+
+    Returns the number of its parameters.
+    """
     try:
         with torch.device("meta"):
             model = build_model(name, vocab_size=vocab_size, **config)
@@ -118,6 +153,7 @@ def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> None:
         ) from error
     if _has_plugin(name, model):
         _check_plugin_model(name, vocab_size, json.dumps(dict(config), sort_keys=True))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _matched_width(request: Request, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,6 +196,8 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "patience": (1, True, math.inf),
     "curriculum_pass": (0, True, 1),
     "curriculum_until": (0, True, 1),
+    "micro_tokens": (1, True, math.inf),
+    "segment_length": (1, True, math.inf),
 }
 
 
@@ -174,6 +212,18 @@ def _check_train(train: TrainConfig) -> None:
     for key in ("beta1", "beta2"):
         if getattr(train, key) == 1:
             raise UserError(f"train.{key}=1: must be below 1")
+    truncated = train.segment_gradients == "truncated"
+    if truncated and train.segment_length is None:
+        raise UserError(
+            "train.segment_gradients='truncated': they are cut between segments; give "
+            "train.segment_length too, as in train.segment_length=4096"
+        )
+    if train.precision == "16-mixed" and (truncated or train.micro_tokens is not None):
+        key = "segment_gradients='truncated'" if truncated else f"micro_tokens={train.micro_tokens}"
+        raise UserError(
+            f"train.{key} with train.precision='16-mixed': gradients of parts are taken before the "
+            "loss is scaled; take bf16-mixed or 32-true"
+        )
 
 
 @lru_cache(maxsize=64)

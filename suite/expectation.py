@@ -9,7 +9,8 @@ A grid file may define, beside `requests(scale)`,
 one Expected a row of its verdict table, in the table's order; none at a scale that has no bands.
 Several rows may ask for the same cell. `seqbench run GRID` writes them to <results>/grids/ before
 its first cell runs, each with the digest of its cell; `seqbench report` draws the verdict from that
-file and the records, whatever their seeds.
+file and the records, whatever their seeds. The same file holds what the grid draws: see
+suite/figures.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seqbench.suite.discovery import grid_module
 from seqbench.suite.experiment import Cell, Request, UserError
+from seqbench.suite.figures import DeclaredFigure, DeclaredLine, Figure
 from seqbench.suite.records import write_atomically
 
 OUT_OF_MEMORY = "oom"
@@ -66,7 +68,7 @@ class DeclaredRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """A grid's rows at one scale, as they were declared when it ran."""
+    """A grid's rows and figures at one scale, as they were declared when it ran."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -74,22 +76,24 @@ class Declared:
     title: str
     scale: str
     rows: tuple[DeclaredRow, ...]
+    figures: tuple[DeclaredFigure, ...] = ()
 
 
 def family(cell: Cell) -> str:
     """The digest of a cell whatever its seed."""
-    return replace(cell, seed=0).digest
+    return cell.family
 
 
 def declare(
     results: Path, grid: str, scale: str, assignments: Sequence[tuple[str, Any]] = ()
 ) -> None:
-    """Writes <results>/grids/GRID-SCALE.json, if the grid has bands at that scale."""
+    """Writes <results>/grids/GRID-SCALE.json, if the grid has bands or figures at that scale."""
     from seqbench.suite.configuration import resolve  # imports torch
 
     module = grid_module(grid)
     expected: list[Expected] = getattr(module, "expected", lambda scale: [])(scale)
-    if not expected:
+    figures: list[Figure] = getattr(module, "figures", lambda scale: [])(scale)
+    if not expected and not figures:
         return
     name = Path(grid).stem
     summary = (module.__doc__ or name).strip().splitlines()[0].rstrip(".:")
@@ -99,7 +103,8 @@ def declare(
         title += f", with {changes}"
         name += f"-{hashlib.sha256(changes.encode()).hexdigest()[:6]}"
     rows = [_resolved(e, resolve(e.request, 0, assignments)) for e in expected]
-    declared = Declared(grid=grid, title=title, scale=scale, rows=tuple(rows))
+    drawn = [_resolved_figure(f, assignments) for f in figures]
+    declared = Declared(grid=grid, title=title, scale=scale, rows=tuple(rows), figures=tuple(drawn))
     path = results / "grids" / f"{name}-{scale}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(declared), indent=1, ensure_ascii=False, allow_nan=False)
@@ -139,6 +144,31 @@ def _resolved(expected: Expected, cell: Cell) -> DeclaredRow:
         high=expected.high,
         paper=number,
         source=source,
+    )
+
+
+def _resolved_figure(figure: Figure, assignments: Sequence[tuple[str, Any]]) -> DeclaredFigure:
+    from seqbench.suite.configuration import resolve
+    from seqbench.suite.discovery import task_class
+
+    lines = [
+        DeclaredLine(
+            name=line.name,
+            cells=tuple(family(resolve(request, 0, assignments)) for request in line.requests),
+        )
+        for line in figure.lines
+    ]
+    task = figure.lines[0].requests[0].task
+    return DeclaredFigure(
+        name=figure.name,
+        title=figure.title,
+        x=figure.x,
+        x_label=figure.x_label,
+        metric=figure.metric or task_class(task).headline,
+        variant=figure.variant,
+        fit=figure.fit,
+        lines=tuple(lines),
+        paper=figure.paper,
     )
 
 

@@ -36,6 +36,6 @@ class Deltas:
         return torch.stack(means).sum() if means else torch.zeros(())
 
     def _see(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if layer.training and torch.is_grad_enabled():
+        if layer.training:
             assert isinstance(layer, S6)
             self._seen.append((layer, inputs[0]))

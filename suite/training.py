@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ import torch.nn.functional as F
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
+from seqbench.models.base import cannot_reset
 from seqbench.models.build import build_model, parameter_groups
+from seqbench.models.segments import accumulated_loss, cannot_carry, segmented_loss
 from seqbench.suite import checkpoint, ranks
 from seqbench.suite.configuration import prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
 from seqbench.suite.environment import cores, environment, peak_memory, reset_peak_memory
-from seqbench.suite.evaluation import evaluate, tokens_within_reach
+from seqbench.suite.evaluation import add_up, evaluate, resets_of, tokens_within_reach
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
+from seqbench.suite.initial import load_initial
 from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
@@ -57,6 +61,10 @@ PREFETCH = 4  # processes that make batches for a GPU, at most
 
 class Diverged(RuntimeError):
     """The loss is no longer a finite number."""
+
+
+class Unable(RuntimeError):
+    """The model cannot do what the cell asks for: the cell is skipped, with the reason."""
 
 
 class Paused(Exception):
@@ -92,7 +100,7 @@ class CellModule(lightning.LightningModule):
         self._resumed: Mapping[str, Tensor] | None = None
         self._precision_state: Mapping[str, Any] = {}
         self._began = self._told = time.perf_counter()
-        self._loss = torch.tensor(math.nan)
+        self.loss = torch.tensor(math.nan)  # of the last training batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.cell.train
@@ -130,28 +138,55 @@ class CellModule(lightning.LightningModule):
         batch = self.feed.batch(item)
         self.tokens += batch.inputs.numel()
         inputs, targets = self._share(batch.inputs), self._share(batch.targets)
-        logits_BLV = self.logits(inputs)
-        if self._world == 1:
+        train, (rows, length) = self.cell.train, inputs.shape
+        segment = min(length, train.segment_length or length)
+        at_once = max(1, (train.micro_tokens or rows * segment) // segment)
+        in_groups, in_pieces = rows > at_once, length > segment
+        parts = in_groups or in_pieces or self._world > 1  # of the batch, in one loss
+        if parts:
+            answers = (batch.targets != IGNORE).sum().to(self.device)
+        right: dict[tuple[int, int], Tensor] = {}  # by row and place where a part begins
+
+        def loss_of(logits_BLV: Tensor, place: slice, group: slice) -> Tensor:
+            wanted = targets[group, place]
             loss = F.cross_entropy(
-                logits_BLV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE
-            )
-        else:
-            # The mean over all processes' tokens, once their gradients are averaged.
-            nats = F.cross_entropy(
                 logits_BLV.flatten(0, 1).float(),
-                targets.flatten(),
+                wanted.flatten(),
                 ignore_index=IGNORE,
-                reduction="sum",
+                reduction="sum" if parts else "mean",
             )
-            loss = nats * self._world / (batch.targets != IGNORE).sum().to(nats.device)
-        if self._deltas is not None:
-            loss = loss + self.cell.train.delta_penalty * self._deltas.mean_log()
+            if parts:
+                # The mean over all processes' tokens, once their gradients are averaged.
+                loss = loss * self._world / answers
+            if self._deltas is not None:
+                share = wanted.numel() / targets.numel()
+                loss = loss + train.delta_penalty * share * self._deltas.mean_log()
+            if self.stage is not None:
+                begins = group.start, place.start
+                right[begins] = (logits_BLV.detach().argmax(-1) == wanted).sum()
+            return loss
+
+        def loss_of_rows(group: slice) -> Tensor:
+            of_group = partial(loss_of, group=group)
+            if not in_pieces:
+                logits_BLV = self.logits(inputs[group], **resets_of(self.task, inputs[group]))
+                return of_group(logits_BLV, slice(0, length))
+            return segmented_loss(
+                self.model,
+                of_group,
+                inputs[group],
+                segment=segment,
+                gradients=train.segment_gradients,
+            )
+
+        if in_groups:
+            loss = accumulated_loss(loss_of_rows, self.model, rows, at_once=at_once)
+        else:
+            loss = loss_of_rows(slice(0, rows))
         if self.stage is not None:
-            scored = targets != IGNORE
-            right = (logits_BLV.detach().argmax(-1) == targets) & scored
-            mean = right.sum() / scored.sum().clamp(min=1)
+            mean = sum(right.values()) / (targets != IGNORE).sum().clamp(min=1)
             self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * mean
-        self._loss = loss.detach()
+        self.loss = loss.detach()
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -159,7 +194,7 @@ class CellModule(lightning.LightningModule):
         validate = self._validation_is_due()
         # On a GPU reading the loss waits for the device, so it is read at validations only.
         if validate or (self.device.type == "cpu" and self._world == 1):
-            loss = self._mean(self._loss)
+            loss = self._mean(self.loss)
             if not math.isfinite(loss):
                 raise Diverged(f"the training loss is {loss} at step {self.step}")
         if (self._world == 1 or self.step % AGREE_STEPS == 0) and self._agreed(self.pause()):
@@ -269,7 +304,7 @@ class CellModule(lightning.LightningModule):
                 seconds=self.seconds,
                 tokens=self.tokens,
                 lr=learning_rate(train, self.step - 1),
-                train_loss=self._mean(self._loss),
+                train_loss=self._mean(self.loss),
                 stage=self.stage,
                 validation=metrics,
             )
@@ -293,7 +328,7 @@ class CellModule(lightning.LightningModule):
                 "event": "step",
                 "step": self.step,
                 "steps": self.cell.train.steps,
-                "loss": self._loss.item(),
+                "loss": self.loss.item(),
                 "stage": self.stage,
                 "headline": headline,
                 "value": self.curve[-1].validation[headline] if self.curve else None,
@@ -324,7 +359,7 @@ class CellModule(lightning.LightningModule):
         """Everything a later sitting needs, as tensors and plain data."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
-        tensors |= {"loss": self._loss, "accuracy": self.accuracy}
+        tensors |= {"loss": self.loss, "accuracy": self.accuracy}
         state = {name: getattr(self, name) for name in _PLAIN_STATE}
         state |= {"curve": [asdict(point) for point in self.curve], "precision": {}}
         if self._trainer is not None:  # a sitting that only tests has none
@@ -337,7 +372,7 @@ class CellModule(lightning.LightningModule):
         """Puts back what `pack` took; the optimizer's part waits until there is one."""
         self.model.load_state_dict(_below("model/", tensors))
         self.best = _below("best/", tensors)
-        self._loss, self.accuracy = tensors["loss"], tensors["accuracy"]
+        self.loss, self.accuracy = tensors["loss"], tensors["accuracy"]
         for name in _PLAIN_STATE:
             setattr(self, name, state[name])
         self.curve = [CurvePoint(**point) for point in state["curve"]]
@@ -359,12 +394,15 @@ def run_cell(
     listener: Listener = lambda event: None,
     pause: Callable[[], bool] = lambda: False,
     stop_after: int | None = None,
+    conclude: bool = False,
 ) -> Record | None:
     """Trains and tests a cell, from its checkpoint if it has one; its own failure is a record too.
 
     Once `pause` says so, or after `stop_after` steps, this sitting ends, checkpointed, and the
-    result is None; a later call goes on. The other keywords are those of `Execution`. With several
-    devices this process is one of `ranks.group`, and all but the first return None.
+    result is None; a later call goes on. With `conclude` a cell that has been validated is not
+    trained any further: it is tested at its best weights so far and recorded as stopped, while its
+    checkpoint stays for a call that goes on. The other keywords are those of `Execution`. With
+    several devices this process is one of `ranks.group`, and all but the first return None.
     """
     place = _device(device)
     try:
@@ -373,9 +411,13 @@ def run_cell(
         run.module.feed.pinned = place.type == "cuda"
         if compile != "off":
             run.compile(compile)
+        if conclude and not run.over:
+            return run.conclude(devices, strategy)
         return run.to_the_end(devices, strategy, stop_after)
     except Diverged as error:
         return _unfinished(cell, "diverged", str(error), place)
+    except Unable as error:
+        return _unfinished(cell, "skipped", str(error), place)
     except UserError:
         raise
     except Exception as error:
@@ -410,7 +452,13 @@ class _Run:
             )
         torch.manual_seed(_seed(cell, "init"))
         self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)
+        # Where an earlier sitting's weights come, these are overwritten again.
+        self.initial = None
+        if cell.train.init_from is not None:
+            self.initial = load_initial(self.model, cell, results)
         self.model.to(device)
+        _check_segments(cell, self.task, self.model)
+        _check_resets(cell, self.task, self.model)
         self.module = CellModule(cell, self.task, self.model, listener)
         self.module.pause = pause
         self.module.after_step = self._save_at_times
@@ -419,6 +467,7 @@ class _Run:
         self.trained = False
         self.tested: dict[str, dict[str, float]] = {}  # by variant; "": the task itself
         self.untested: dict[str, str] = {}  # variant -> why
+        self.by_position: dict[str, float] = {}
         self.earlier_seconds, self.earlier_peak = 0.0, 0
         self.compiled: Compile = "off"
         if self.saved.exists():
@@ -427,6 +476,25 @@ class _Run:
                 self._resume(tensors, state)
         self.saved_at = time.perf_counter()
         self.save_cost = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether training is."""
+        return self.trained or self.module.stopped
+
+    def conclude(self, devices: int, strategy: str) -> Record | None:
+        """Tests a run that is not over; None if there is nothing to test, or no time for it."""
+        module = self.module
+        if not module.curve or not ranks.first():
+            return None
+        try:
+            with module.stoppable():
+                self._test()
+        except Paused:
+            return None
+        write_selection(self.saved.parents[1], self.cell, self.task, self.model)
+        why = f"concluded at step {module.step:,} of {self.cell.train.steps:,}"
+        return replace(self._record(devices, strategy), status="stopped", error=why)
 
     def to_the_end(self, devices: int, strategy: str, stop_after: int | None) -> Record | None:
         """Trains and tests; None if the sitting ends before, or in a process not the first."""
@@ -466,14 +534,19 @@ class _Run:
 
     def compile(self, how: Compile) -> None:
         """Compiles the training forward and backward pass; evaluation stays as it is."""
+        if self.cell.train.segment_length is not None:
+            raise UserError(
+                f"--compile {how}: train.segment_length={self.cell.train.segment_length} runs the "
+                "model in pieces, uncompiled; leave one of the two out"
+            )
         mode = "reduce-overhead" if how == "graphs" else None
         compiled = torch.compile(self.model, mode=mode)
         self.compiled = how
 
-        def logits(inputs_BL: Tensor) -> Tensor:
+        def logits(inputs_BL: Tensor, **resets: Tensor) -> Tensor:
             if how == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
-            return compiled(inputs_BL)
+            return compiled(inputs_BL, **resets)
 
         self.module.logits = logits
 
@@ -494,15 +567,18 @@ class _Run:
                     continue
                 tokens = min(budget, reach)
             self.listener({"event": "testing"})
-            self.tested[label] = evaluate(
+            sums = add_up(
                 self.model,
                 which,
                 "test",
                 batch_size=train.batch_size,
                 max_tokens=tokens,
                 device=self.device,
+                positions=not label and self.task.models_a_stream,
             )
-            if self._save_is_due():
+            self.tested[label] = sums.metrics(which, "test")
+            self.by_position = self.by_position or sums.losses_by_position()
+            if self.trained and self._save_is_due():
                 self._save()
 
     def _record(self, devices: int, strategy: str) -> Record:
@@ -518,6 +594,7 @@ class _Run:
             test=self.tested.pop(""),
             variants=self.tested,
             stopped=self.untested,
+            by_position=self.by_position,
             chance=task.chance(),
             baselines=task.baselines(),
             curve=tuple(module.curve),
@@ -526,14 +603,18 @@ class _Run:
             cost=Cost(
                 parameters=sum(p.numel() for p in self.model.parameters()),
                 state_numbers=self.model.state_size(length),
-                flops_per_token=flops_per_token(self.model, length, self.device),
+                # A model that goes through segments never sees the whole at once.
+                flops_per_token=flops_per_token(
+                    self.model, min(length, self.cell.train.segment_length or length), self.device
+                ),
                 tokens_per_second=module.tokens / module.seconds,
                 peak_memory_bytes=memory,
                 train_seconds=module.seconds,
                 wall_seconds=self.earlier_seconds + time.perf_counter() - self.began,
             ),
             environment=environment(self.device, kernel_backends())
-            | {"devices": devices, "strategy": strategy, "compile": self.compiled},
+            | {"devices": devices, "strategy": strategy, "compile": self.compiled}
+            | ({"initial_weights_sha256": self.initial} if self.initial else {}),
         )
 
     def _save_at_times(self, validated: bool) -> None:
@@ -555,6 +636,7 @@ class _Run:
         seconds = self.earlier_seconds + began - self.began
         peak = max(self.earlier_peak, peak_memory(self.device))
         state |= {"trained": self.trained, "tested": self.tested}
+        state |= {"by_position": self.by_position}
         state |= {"wall_seconds": seconds, "peak_memory_bytes": peak}
         checkpoint.write(self.saved, tensors, state)
         self.saved_at = time.perf_counter()
@@ -563,6 +645,7 @@ class _Run:
     def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.module.unpack(tensors, state)
         self.trained, self.tested = state["trained"], state["tested"]
+        self.by_position = state.get("by_position", {})  # older checkpoints have none
         self.earlier_seconds = state["wall_seconds"]
         self.earlier_peak = state["peak_memory_bytes"]
 
@@ -599,6 +682,38 @@ def fit(
         )
         trainer.fit(module, train_dataloaders=module.feed.over(steps))
     module.model.to(device)  # Lightning leaves it on the CPU
+
+
+def _check_segments(cell: Cell, task: Task, model: nn.Module) -> None:
+    """Unable if the model cannot train in the pieces that the cell asks for."""
+    segment = cell.train.segment_length
+    length = task.batch("validation", 0, 1).inputs.shape[1]
+    if segment is None or length <= segment:
+        return
+    where = f"train.segment_length={segment} at length {length}: {cell.model} cannot:"
+    if (reason := cannot_carry(model, length)) is not None:
+        raise Unable(f"{where} {reason}; leave segment_length out, or take a recurrent model")
+    if cell.train.segment_gradients == "exact" and cell.model_config.get("dropout"):
+        raise Unable(
+            f"{where} dropout draws other masks when a piece runs again; set model.dropout=0 or "
+            "train.segment_gradients=truncated"
+        )
+
+
+def _check_resets(cell: Cell, task: Task, model: nn.Module) -> None:
+    """Unable if documents are to be kept apart and the model cannot."""
+    if task.resets(task.batch("validation", 0, 1).inputs) is None:
+        return
+    if (reason := cannot_reset(model)) is not None:
+        raise Unable(
+            f"{cell.model} cannot keep packed documents apart: {reason}; set task.packing=stream, "
+            "or take a model that can, as mamba or transformer"
+        )
+    if cell.train.segment_length is not None:
+        raise Unable(
+            f"train.segment_length={cell.train.segment_length}: pieces carry the state through the "
+            "documents; set task.packing=stream or leave segment_length out"
+        )
 
 
 def _unfinished(cell: Cell, status: Any, error: str, device: torch.device) -> Record:

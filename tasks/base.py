@@ -30,6 +30,11 @@ METRICS: dict[str, bool] = {
 }
 
 
+# Marks a config's field that came after the first records (metadata=LATE): while it has its default
+# it is no part of a cell's identity, so that those records still answer for their cells.
+LATE = {"late": True}
+
+
 class TaskError(ValueError):
     """A mistake in a task's configuration or data that its user can mend.
 
@@ -121,6 +126,13 @@ class Task(ABC):
         """Label -> the same task under another config (say, longer), scored on test too."""
         return {}
 
+    def resets(self, inputs: Tensor) -> Tensor | None:
+        """Where documents begin in inputs (B, L), bool (B, L); None: they are not kept apart.
+
+        A model is to forget at such a position all that came before it.
+        """
+        return None
+
     def oracle(self, inputs: Tensor) -> Tensor | None:
         """Predictions (B, L) int64 of the exact solution from inputs (B, L); None: it has none.
 
@@ -136,6 +148,11 @@ class Task(ABC):
     def with_config(self, **changes: Any) -> Self:
         """The same task with some config fields changed."""
         return type(self)(replace(self.config, **changes))
+
+    @property
+    def models_a_stream(self) -> bool:
+        """Whether every token is asked for: its loss by position says what context is worth."""
+        return self.headline.startswith("bits_per_")
 
     @classmethod
     def config_fields(cls) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import mmap
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Vocabulary:
     dtype: Any
     end: int  # ends a document
     encode: Callable[[bytes, str], NDArray[Any]]  # (text, where it is from) -> tokens
+    decode: Callable[[list[int]], bytes]  # tokens -> text, as far as they stand for any
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,11 @@ class Corpus:
     region: dict[Split, tuple[int, int]]
     text_bytes: dict[Split, int]  # that a split's tokens stand for, document ends counted as one
     fingerprint: str
+    ends: bool  # whether documents are marked by the vocabulary's end
+
+    def release(self) -> None:
+        """Hands pages that were read back to the system's cache: memory stays flat at any size."""
+        _release(self.tokens)
 
 
 @lru_cache(maxsize=2)
@@ -64,6 +71,7 @@ def vocabulary(name: Tokenizer) -> Vocabulary:
             dtype=np.uint8,
             end=0,
             encode=lambda text, where: np.frombuffer(text, dtype=np.uint8),
+            decode=bytes,
         )
     from tokenizers import ByteLevelBPETokenizer
 
@@ -86,7 +94,12 @@ def vocabulary(name: Tokenizer) -> Vocabulary:
         return np.concatenate([np.zeros(0, dtype=np.uint16), *pieces])
 
     return Vocabulary(
-        name="gpt2", size=len(vocab), dtype=np.uint16, end=vocab["<|endoftext|>"], encode=encode
+        name="gpt2",
+        size=len(vocab),
+        dtype=np.uint16,
+        end=vocab["<|endoftext|>"],
+        encode=encode,
+        decode=lambda tokens: bpe.decode(tokens, skip_special_tokens=False).encode(),
     )
 
 
@@ -114,7 +127,8 @@ def open_corpus(
     return _of_file(place, where, place.stat().st_mtime_ns, tokenizer)
 
 
-Document = tuple[bytes, str]  # a text, and where it is from
+Text = bytes | NDArray[Any]  # or the bytes of a file, mapped
+Document = tuple[Text, str]  # a text, and where it is from
 
 
 @dataclass(frozen=True)
@@ -161,11 +175,8 @@ class _Folder:
 
     def _read(self, file: Path) -> Document:
         where = f"{self.where}: {file.name}"
-        try:
-            text = file.read_bytes()
-        except OSError as error:
-            raise TaskError(f"{where}: {error.strerror}") from None
-        _check_text(text[:8], where)
+        text = _mapped(file, where) if file.stat().st_size > PIECE else _bytes_of(file, where)
+        _check_text(bytes(text[:8]), where)
         return text, where
 
 
@@ -282,22 +293,17 @@ def _of_documents(source: _Folder | _Jsonl | _Hub, tokenizer: Tokenizer) -> Corp
                 f"tokens cannot be written below {cache_folder()} ({error.strerror or error}); set "
                 "SEQBENCH_DATA to a folder with room"
             ) from None
-    return _read(folder, vocabulary(tokenizer))
+    return _read(folder, vocabulary(tokenizer), ends=True)
 
 
 @lru_cache(maxsize=4)
 def _of_file(file: Path, where: str, changed: int, tokenizer: Tokenizer) -> Corpus:
     """A single file, cut by position; bytes are read where they lie, through a memory map."""
-    try:
-        text = (
-            np.memmap(file, dtype=np.uint8, mode="r") if file.stat().st_size else np.zeros(0, "u1")
-        )
-    except OSError as error:
-        raise TaskError(f"{where}: {error.strerror}; give a readable file") from None
-    _check_text(text[:8].tobytes(), where)
+    text = _mapped(file, where)
+    _check_text(bytes(text[:8]), where)
     first, second = len(text) * 9 // 10, len(text) * 19 // 20
     if tokenizer == "bytes":
-        return _corpus(text, (first, second), text, {})
+        return _corpus(text, (first, second), text, {}, ends=False)
     cuts = [0, *(_character_start(text, cut) for cut in (first, second)), len(text)]
     folder = (
         cache_folder()
@@ -306,12 +312,12 @@ def _of_file(file: Path, where: str, changed: int, tokenizer: Tokenizer) -> Corp
     )
     if not (folder / "facts.json").is_file():
         parts = (
-            (split, (text[low:high].tobytes(), where))
+            (split, (text[low:high], where))
             for split, low, high in zip(SPLITS, cuts, cuts[1:], strict=False)
         )
         with new_folder(folder) as made:
             _write(parts, vocabulary(tokenizer), made, ends=False)
-    return _read(folder, vocabulary(tokenizer))
+    return _read(folder, vocabulary(tokenizer), ends=False)
 
 
 def _write(
@@ -320,21 +326,24 @@ def _write(
     folder: Path,
     ends: bool = True,
 ) -> None:
-    """Fills a folder: tokens.bin, split by split, and facts.json; one document in memory."""
+    """Fills a folder: tokens.bin, split by split, and facts.json; a piece of text in memory."""
     counts = dict.fromkeys(SPLITS, 0)
     text_bytes = dict.fromkeys(SPLITS, 0)
     files = {split: (folder / split).open("wb") for split in SPLITS}
     try:
         for split, (text, where) in documents:
-            tokens = words.encode(text, where).astype(words.dtype, copy=False)
             if sum(text_bytes.values()) < LOUD <= sum(text_bytes.values()) + len(text):
                 logging.getLogger("seqbench").info(
                     "language: tokenising once, into %s", folder.parent
                 )
-            files[split].write(tokens.tobytes())
+            for piece in _pieces(text):
+                tokens = words.encode(piece, where).astype(words.dtype, copy=False)
+                files[split].write(tokens.tobytes())
+                counts[split] += len(tokens)
+            _release(text)
             if ends:
                 files[split].write(np.array([words.end], dtype=words.dtype).tobytes())
-            counts[split] += len(tokens) + ends
+            counts[split] += ends
             text_bytes[split] += len(text) + ends
     finally:
         for file in files.values():
@@ -349,7 +358,7 @@ def _write(
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _read(folder: Path, words: Vocabulary) -> Corpus:
+def _read(folder: Path, words: Vocabulary, *, ends: bool) -> Corpus:
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     counts = facts["counts"]
     file = folder / "tokens.bin"
@@ -359,32 +368,68 @@ def _read(folder: Path, words: Vocabulary) -> Corpus:
         else np.zeros(0, words.dtype)
     )
     cuts = (counts["train"], counts["train"] + counts["validation"])
-    return _corpus(tokens, cuts, tokens.view(np.uint8), facts["text_bytes"])
+    return _corpus(tokens, cuts, tokens.view(np.uint8), facts["text_bytes"], ends=ends)
 
 
 def _corpus(
-    tokens: NDArray[Any], cuts: tuple[int, int], data: NDArray[Any], text_bytes: dict[Split, int]
+    tokens: NDArray[Any],
+    cuts: tuple[int, int],
+    data: NDArray[Any],
+    text_bytes: dict[Split, int],
+    *,
+    ends: bool,
 ) -> Corpus:
-    ends = [0, *cuts, len(tokens)]
-    region = {split: (ends[i], ends[i + 1]) for i, split in enumerate(SPLITS)}
+    edges = [0, *cuts, len(tokens)]
+    region = {split: (edges[i], edges[i + 1]) for i, split in enumerate(SPLITS)}
+    fingerprint = digest(READER, *cuts, data)
+    _release(tokens)
     return Corpus(
         tokens=tokens,
         region=region,
         text_bytes=text_bytes or {split: end - start for split, (start, end) in region.items()},
-        fingerprint=digest(READER, *cuts, data),
+        fingerprint=fingerprint,
+        ends=ends,
     )
 
 
-def _pieces(text: bytes) -> Iterator[bytes]:
+def _pieces(text: Text) -> Iterator[bytes]:
     """The text in pieces that end with a line, or with a character."""
     start = 0
     while start < len(text):
         end = start + PIECE
+        piece = bytes(text[start:end])
         if end < len(text):
-            line = text.rfind(b"\n", start, end)
-            end = line if line > start else _character_start(text, end)
-        yield text[start:end]
+            line = piece.rfind(b"\n")
+            end = start + line if line > 0 else _character_start(text, end)
+            piece = bytes(text[start:end])
+            _release(text)
+        yield piece
         start = end
+
+
+def _mapped(file: Path, where: str) -> NDArray[Any]:
+    """The bytes of a file, through a memory map."""
+    try:
+        if not file.stat().st_size:
+            return np.zeros(0, dtype=np.uint8)
+        return np.memmap(file, dtype=np.uint8, mode="r")
+    except OSError as error:
+        raise TaskError(f"{where}: {error.strerror}; give a readable file") from None
+
+
+def _bytes_of(file: Path, where: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise TaskError(f"{where}: {error.strerror}; give a readable file") from None
+
+
+def _release(text: Text) -> None:
+    """Unmaps the pages of a memory map that were read; they come back when they are read again."""
+    while isinstance(text, np.ndarray) and not isinstance(text, np.memmap):
+        text = text.base  # type: ignore[assignment]
+    if isinstance(text, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        text._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def _character_start(text: Any, place: int) -> int:

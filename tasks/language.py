@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as late_field
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
-from seqbench.tasks.base import SPLITS, Batch, Scale, Split, Task, TaskError
+from seqbench.tasks.base import LATE, SPLITS, Batch, Scale, Split, Task, TaskError
 from seqbench.tasks.baselines import cached, compressed_bits, markov_bits
 from seqbench.tasks.corpora import open_corpus, vocabulary
 from seqbench.tasks.streams import Windows, generator
@@ -33,6 +35,9 @@ class LanguageConfig:
     hub: str | None = None  # NAME, NAME:CONFIG or NAME:CONFIG:DOCUMENTS of the Hugging Face hub
     field: str = "text"  # of a JSONL file or a hub data set, that holds the text
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: its 50,257 byte pairs
+    # Of the documents that lie packed in a window: stream, one text, or reset, a model forgets one
+    # where the next begins.
+    packing: Literal["stream", "reset"] = late_field(default="stream", metadata=LATE)
 
 
 class Language(Task):
@@ -47,6 +52,8 @@ class Language(Task):
     GPT-2's token for it. A single file is cut by position: 90 % train, 5 % validation, 5 % test.
     Train windows start anywhere; validation and test windows stand end to end, so that a token is
     scored at most once. Bits per byte count the bytes of text that the tokens of a split stand for.
+    With packing=reset the end of a document counts as the first token of the next: from it alone a
+    model says how that one begins.
     """
 
     Config = LanguageConfig
@@ -100,6 +107,11 @@ class Language(Task):
                 "leave the other out"
             )
         self._corpus = open_corpus(c.dataset, c.path, c.hub, c.tokenizer, c.field)
+        if c.packing == "reset" and not self._corpus.ends:
+            raise TaskError(
+                f"task.packing='reset' with task.path={c.path!r}: a single file is one document; "
+                "give a folder of text files or a JSONL file, or take packing='stream'"
+            )
         self._windows = {split: Windows([self._corpus.region[split]], c.length) for split in SPLITS}
         for split, windows in self._windows.items():
             if not len(windows):
@@ -124,7 +136,13 @@ class Language(Task):
         else:
             starts = windows.fixed(index * batch_size, batch_size)
         tokens = torch.from_numpy(windows.read(self._corpus.tokens, starts))
+        self._corpus.release()
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    def resets(self, inputs: Tensor) -> Tensor | None:
+        if self.config.packing == "stream":
+            return None
+        return inputs == vocabulary(self.config.tokenizer).end
 
     def num_batches(self, split: Split, batch_size: int) -> int | None:
         return None if split == "train" else -(-len(self._windows[split]) // batch_size)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqbench.kernels import dispatch
-from seqbench.kernels.causal_conv1d import reference
+from seqbench.kernels.causal_conv1d import reference, resets
 
 __all__ = ["Activation", "causal_conv1d", "causal_conv1d_step", "example"]
 
@@ -29,13 +29,16 @@ def causal_conv1d(
     activation: Activation = None,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
+    reset: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y[t] = activation(bias + Σ_k weight[k] x[t-K+1+k]).
 
     The states are the K - 1 inputs before the first and up to the last, (B, K-1, D); zeros if not
     given. y and the final state have x's dtype (float32, bfloat16, float16, float64); weight, bias
-    and every sum are float32, or float64 where x is. Gradients flow through both states.
+    and every sum are float32, or float64 where x is. Gradients flow through both states. With
+    `reset`, (B, L) bool, inputs before such a position count as zeros from there on; that is plain
+    PyTorch, which `auto` and `reference` take.
 
     Raises ValueError for shapes that do not fit and BackendRefused if `backend`, a name in
     `dispatch.backends("causal_conv1d")`, cannot take the call; `auto` picks one that can.
@@ -49,7 +52,18 @@ def causal_conv1d(
         activation,
         None if initial_state is None else initial_state.to(x_BLD.dtype),
     )
-    if backend == "reference":  # autograd goes through the sum itself
+    if reset is not None:
+        if backend not in ("auto", "reference"):
+            raise dispatch.BackendRefused(
+                f"causal_conv1d: backend {backend!r} refuses: reset is for 'auto' and 'reference'"
+            )
+        if reset.dtype != torch.bool or reset.shape != x_BLD.shape[:2]:
+            raise ValueError(
+                f"causal_conv1d: reset is {reset.dtype} {tuple(reset.shape)}; it must be"
+                f" torch.bool {tuple(x_BLD.shape[:2])}"
+            )
+        y, final_state = resets.convolve(*arguments, reset)
+    elif backend == "reference":  # autograd goes through the sum itself
         dispatch.record("causal_conv1d", "reference")
         y, final_state = reference.convolve(*arguments)
     else:
@@ -64,8 +78,20 @@ def causal_conv1d_step(
     bias_D: Tensor | None = None,
     *,
     activation: Activation = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """One time step: y (B, D) and the next state (B, K-1, D)."""
+    """One time step: y (B, D) and the next state (B, K-1, D).
+
+    `triton` has a step of its own, without gradients, which `auto` takes where it can; every other
+    backend's step is these few operations of PyTorch.
+    """
+    if backend == "triton" or (backend == "auto" and x_BD.device.type == "cuda"):
+        triton = dispatch.load("causal_conv1d", "triton")
+        reason = triton.refuse_step(state=state, x=x_BD, weight=weight_DK, bias=bias_D)
+        if reason is None:
+            return triton.step(state, x_BD, weight_DK, bias_D, activation)
+        if backend == "triton":
+            raise dispatch.BackendRefused(f"causal_conv1d_step: triton refuses: {reason}")
     window_BKD = torch.cat([state.to(x_BD.dtype), x_BD[:, None]], 1)
     y_BD = (window_BKD * weight_DK.T).sum(1)
     if bias_D is not None:

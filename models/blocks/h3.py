@@ -30,6 +30,7 @@ class H3Block(Block):
     """q, k, v = in_proj(x); out_proj(q · layer(shift(k) ⊗ v)), ⊗ and · within each head."""
 
     Config = H3Config
+    resets = True
 
     def __init__(
         self, d_model: int, config: H3Config, *, make_layer: LayerFactory, num_layers: int
@@ -51,17 +52,20 @@ class H3Block(Block):
                 if linear.bias is not None:
                     linear.bias.zero_()
 
-    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, *, reset: Tensor | None = None
+    ) -> Any:
         k: Any
+        apart: Any = {} if reset is None else {"reset": reset}
         q, k, v = self.in_proj(x_BLD).chunk(3, -1)
         if state is None:
-            k = causal_conv1d(k, self.shift_weight)
-            return self._read(q, self.layer(self._write(k, v)))
+            k = causal_conv1d(k, self.shift_weight, reset=reset)
+            return self._read(q, self.layer(self._write(k, v), **apart))
         shift_state, layer_state = state
         k, shift_state = causal_conv1d(
-            k, self.shift_weight, initial_state=shift_state, return_final_state=True
+            k, self.shift_weight, initial_state=shift_state, return_final_state=True, reset=reset
         )
-        y, layer_state = self.layer(self._write(k, v), layer_state)
+        y, layer_state = self.layer(self._write(k, v), layer_state, **apart)
         return self._read(q, y), (shift_state, layer_state)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:

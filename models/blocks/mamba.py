@@ -32,6 +32,7 @@ class MambaBlock(Block):
     """x -> in_proj -> (x, z); y = layer(silu(conv(x))) * silu(z); out_proj(y)."""
 
     Config = MambaConfig
+    resets = True
 
     def __init__(
         self, d_model: int, config: MambaConfig, *, make_layer: LayerFactory, num_layers: int
@@ -57,17 +58,22 @@ class MambaBlock(Block):
                 if linear.bias is not None:
                     linear.bias.zero_()
 
-    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, *, reset: Tensor | None = None
+    ) -> Any:
         # Two products instead of one and a split: x and z come out contiguous, nothing is copied.
         weight_x, weight_z = self.in_proj.weight.chunk(2)
         bias_x, bias_z = (None, None) if self.in_proj.bias is None else self.in_proj.bias.chunk(2)
         z_BLE = F.linear(x_BLD, weight_z, bias_z)
         x_BLE: Any = F.linear(x_BLD, weight_x, bias_x)
+        apart: Any = {} if reset is None else {"reset": reset}
         if state is None:
-            x_BLE = causal_conv1d(x_BLE, self.conv_weight, self.conv_bias, activation="silu")
+            x_BLE = causal_conv1d(
+                x_BLE, self.conv_weight, self.conv_bias, activation="silu", reset=reset
+            )
             if self.layer.fuses_gate:
-                return self.out_proj(self.layer(x_BLE, None, z_BLE))
-            return self.out_proj(self.layer(x_BLE) * F.silu(z_BLE))
+                return self.out_proj(self.layer(x_BLE, None, z_BLE, **apart))
+            return self.out_proj(self.layer(x_BLE, **apart) * F.silu(z_BLE))
         conv_state, layer_state = state
         x_BLE, conv_state = causal_conv1d(
             x_BLE,
@@ -76,11 +82,12 @@ class MambaBlock(Block):
             activation="silu",
             initial_state=conv_state,
             return_final_state=True,
+            reset=reset,
         )
         if self.layer.fuses_gate:
-            y_BLE, layer_state = self.layer(x_BLE, layer_state, z_BLE)
+            y_BLE, layer_state = self.layer(x_BLE, layer_state, z_BLE, **apart)
         else:
-            y_BLE, layer_state = self.layer(x_BLE, layer_state)
+            y_BLE, layer_state = self.layer(x_BLE, layer_state, **apart)
             y_BLE = y_BLE * F.silu(z_BLE)
         return self.out_proj(y_BLE), (conv_state, layer_state)
 

@@ -25,6 +25,7 @@ class NoneBlock(Block):
     """y = layer(x); out(activation(y)): the "No gate" rows of Mamba's Table 1."""
 
     Config = NoneConfig
+    resets = True
 
     def __init__(
         self, d_model: int, config: NoneConfig, *, make_layer: LayerFactory, num_layers: int
@@ -38,10 +39,13 @@ class NoneBlock(Block):
             self.out_proj.weight /= math.sqrt(num_layers)
             self.out_proj.bias.zero_()
 
-    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, *, reset: Tensor | None = None
+    ) -> Any:
+        apart: Any = {} if reset is None else {"reset": reset}
         if state is None:
-            return self._mix(self.layer(x_BLD))
-        y_BLD, state = self.layer(x_BLD, state)
+            return self._mix(self.layer(x_BLD, **apart))
+        y_BLD, state = self.layer(x_BLD, state, **apart)
         return self._mix(y_BLD), state
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:

@@ -29,6 +29,7 @@ class TransformerBlock(Block):
     """The layer itself; `mlp` is the second branch of the residual stream."""
 
     Config = TransformerConfig
+    resets = True
 
     def __init__(
         self, d_model: int, config: TransformerConfig, *, make_layer: LayerFactory, num_layers: int
@@ -44,8 +45,11 @@ class TransformerBlock(Block):
             width = 8 * math.ceil(config.mlp_expand * d_model * 2 / 3 / 8)
             self.mlp = _SwiGLU(d_model, width, config.bias, num_layers)
 
-    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
-        return self.layer(x_BLD) if state is None else self.layer(x_BLD, state)
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, *, reset: Tensor | None = None
+    ) -> Any:
+        apart: Any = {} if reset is None else {"reset": reset}
+        return self.layer(x_BLD, **apart) if state is None else self.layer(x_BLD, state, **apart)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
         return self.layer.initial_state(batch_size, device, dtype)

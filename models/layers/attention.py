@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqbench.models.base import SequenceLayer, State, require
+from seqbench.models.base import ModelError, SequenceLayer, State, require
 from seqbench.models.rotary import rotate
 
 XPOS_SCALE = 512  # positions over which xPos decays by its base (Sun et al. 2022)
@@ -40,6 +40,7 @@ class Attention(SequenceLayer):
 
     Config = AttentionConfig
     complexity = "O(L²), O(L)"
+    resets = True
 
     def __init__(self, width: int, config: AttentionConfig, *, d_model: int) -> None:
         super().__init__(width, config, d_model=d_model)
@@ -58,10 +59,14 @@ class Attention(SequenceLayer):
             nn.init.zeros_(self.in_proj.bias)
             nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, *, reset: Tensor | None = None
+    ) -> Any:
         position_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
         if state is None:
-            return self._attend(*self._project(x_BLD, position_L))
+            return self._attend(*self._project(x_BLD, position_L), reset)
+        if reset is not None:
+            raise ModelError("attention keeps packed documents apart within a whole sequence alone")
         keys, values, seen_B = state
         q, k, v = self._project(x_BLD, seen_B[:, None] + position_L)
         k, v = _append(keys, k), _append(values, v)
@@ -94,21 +99,24 @@ class Attention(SequenceLayer):
             qk = rotate(qk, position, self.config.rope_base)
         return qk[:, :, :heads], qk[:, :, heads:], v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Query i of L stands at place T - L + i among the T keys."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, reset: Tensor | None = None) -> Tensor:
+        """Query i of L stands at place T - L + i among the T keys; with `reset` L is T."""
         L, T = q.shape[1], k.shape[1]
         if self.config.position == "xpos":
             q, k = _decay(q, k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         plain = self.config.window is None or self.config.window >= T
-        if plain and L == 1:
+        if reset is None and plain and L == 1:
             y = F.scaled_dot_product_attention(q, k, v)
-        elif plain and L == T:
+        elif reset is None and plain and L == T:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             mask = torch.ones(L, T, dtype=torch.bool, device=q.device).tril(T - L)
             if not plain:
                 mask = mask.triu(T - L - self.config.window + 1)  # type: ignore[operator]
+            if reset is not None:
+                document_BL = reset.cumsum(1)
+                mask = mask & (document_BL[:, None, :, None] == document_BL[:, None, None])
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 

@@ -48,6 +48,7 @@ class S6(SequenceLayer):
     Config = S6Config
     complexity = "O(L), O(1)"
     fuses_gate = True
+    resets = True
 
     def __init__(self, width: int, config: S6Config, *, d_model: int) -> None:
         super().__init__(width, config, d_model=d_model)
@@ -78,14 +79,19 @@ class S6(SequenceLayer):
         self.D = no_weight_decay(nn.Parameter(torch.ones(width)))
 
     def forward(
-        self, x_BLD: Tensor, state: State | None = None, z_BLD: Tensor | None = None
+        self,
+        x_BLD: Tensor,
+        state: State | None = None,
+        z_BLD: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
     ) -> Any:
         delta_BLD, B, C = self._select(x_BLD)
         if self.config.discretisation == "zoh":
             start = state
             if start is None:
                 start = self.initial_state(x_BLD.shape[0], x_BLD.device, x_BLD.dtype)
-            y, end = self._exact(x_BLD, delta_BLD, B, C, z_BLD, start)
+            y, end = self._exact(x_BLD, delta_BLD, B, C, z_BLD, start, reset)
             return y if state is None else (y, end)
         return selective_scan(
             x_BLD,
@@ -99,6 +105,7 @@ class S6(SequenceLayer):
             delta_softplus=True,
             initial_state=state,
             return_final_state=state is not None,
+            reset=reset,
         )
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
@@ -144,10 +151,12 @@ class S6(SequenceLayer):
         N_B, N_C = config.d_state * config.selective_B, config.d_state * config.selective_C
         if self.rank + N_B + N_C:
             r, B, C = self.x_proj(x_BLD).split([self.rank, N_B, N_C], -1)
-        if config.selective_dt:
+        if config.selective_dt and x_BLD.device.type == "cpu":
             # The transpose in memory: with the weight as it lies, the CPU's products for the
             # gradients of so thin a map cost as much as all of in_proj's.
             delta_BLD = r @ self.dt_proj.weight.T.contiguous()
+        elif config.selective_dt:
+            delta_BLD = self.dt_proj(r)
         else:
             delta_BLD = torch.zeros_like(x_BLD)
         B = self._paired(B) if config.selective_B else self._constant(self.B)
@@ -158,13 +167,23 @@ class S6(SequenceLayer):
         """Real numbers (..., N) as M complex ones, if A is complex."""
         if not self.complex:
             return x
-        return torch.view_as_complex(x.to(self.A_log.dtype).unflatten(-1, (-1, 2)).contiguous())
+        pairs = x.to(self.A_log.dtype).unflatten(-1, (-1, 2)).contiguous()
+        if pairs.storage_offset() % 2:  # a single position's, which lie as they have to already
+            pairs = pairs.clone()
+        return torch.view_as_complex(pairs)
 
     def _constant(self, x: Tensor) -> Tensor:
         return torch.view_as_complex(x) if self.complex else x
 
     def _exact(
-        self, x: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor | None, h: Tensor
+        self,
+        x: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        z: Tensor | None,
+        h: Tensor,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The recurrence with zero-order hold for B too: (exp(ΔA) - 1) / A B in place of Δ B."""
         A, dtype = self._A(), self.dt_bias.dtype
@@ -173,6 +192,8 @@ class S6(SequenceLayer):
         C = C.expand(*x.shape[:2], *C.shape) if C.ndim == 2 else C[:, :, None]
         ys = []
         for t in range(x.shape[1]):
+            if reset is not None:
+                h = h.masked_fill(reset[:, t, None, None], 0)
             Abar = torch.exp(dt_BLD[:, t, :, None] * A)
             h = Abar * h + (Abar - 1) / A * B[:, t] * x[:, t, :, None]
             y = (C[:, t] * h).sum(-1)

@@ -72,9 +72,11 @@ class CachedAttention(Attention):
         keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         return keys, values, torch.zeros(batch_size, dtype=torch.int64, device=device)
 
-    def forward(self, x_BLD: Tensor, state: State | None = None) -> Any:
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, *, reset: Tensor | None = None
+    ) -> Any:
         if state is None:
-            return super().forward(x_BLD)
+            return super().forward(x_BLD, reset=reset)
         keys, values, seen_B = state
         L = x_BLD.shape[1]
         q, k, v = self._project(x_BLD, torch.arange(L, device=x_BLD.device))

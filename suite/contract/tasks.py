@@ -131,6 +131,9 @@ def shapes(s: Subject) -> str:
         need(len(inputs) == 2 and inputs[1] > 0, f"{split}: inputs {inputs}: must be (B, L)")
         need(inputs == targets, f"{split}: inputs {inputs} and targets {targets} differ")
         need(inputs[0] == B, f"{split}: {inputs[0]} sequences where {B} were asked for")
+        resets = s.task.resets(batch.inputs)
+        told = None if resets is None else (resets.dtype, tuple(resets.shape))
+        need(told in (None, (torch.bool, inputs)), f"{split}: resets {told}: must be bool (B, L)")
     return f"inputs and targets {inputs}"
 
 
@@ -451,5 +454,7 @@ def _shows(task: Task) -> list[object]:
         for stage in stages:
             for index in range(4 if split == "train" else 1):
                 batch = task.batch(split, index, B, stage=stage)
+                resets = task.resets(batch.inputs)
                 rows.append([part.numpy().tobytes() for part in batch])
+                rows.append(None if resets is None else resets.numpy().tobytes())
     return rows

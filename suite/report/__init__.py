@@ -13,7 +13,7 @@ from typing import Any
 from seqbench.suite.expectation import declared_files
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.records import Record, load_all, record_files, write_atomically
-from seqbench.suite.report import html, paper, plots, tables, verdict
+from seqbench.suite.report import figures, html, paper, plots, tables, verdict
 from seqbench.suite.report.aggregate import rows
 from seqbench.suite.report.tables import Table
 
@@ -21,6 +21,7 @@ __all__ = ["ReportPaths", "check", "write_report"]
 
 MANIFEST = "tables/manifest.json"
 SELECTION = "selection"  # <results>/selection/DIGEST.json: see suite/selection.py
+GENERATED = "generated"  # <results>/generated/DIGEST-NAME.json: see suite/generation.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +58,21 @@ def write_report(
     ordered = tuple(r for row in rows(records, cells) for r in row.records)
     verdicts = verdict.verdicts(results, ordered, grid)
     judged = {v.name: verdict.table(v) for v in verdicts}
-    drawn_tables = [*_tables(ordered, cells, grid), *judged.values()]
+    declared = figures.figures(results, ordered, grid)
+    shown = {f.name: figures.table(f) for f in declared}
+    drawn_tables = [*_tables(ordered, cells, grid), *judged.values(), *shown.values()]
     names = {r.digest: line.row.name for v in verdicts for line in v.lines for r in line.records}
-    drawn_plots = list(plots.draw_all(ordered, cells, grid, names, results))
+    drawn_plots = [plots.against_x(f) for f in declared]
+    drawn_plots += plots.draw_all(ordered, cells, grid, names, results)
     drawn_plots += [p for v in verdicts if (p := plots.against_bands(v)) is not None]
+    drawn_plots += plots.generated(ordered, results)
     page = html.page(ordered, drawn_tables, drawn_plots, grid=grid, cells=cells)
 
     everything = [r.digest for r in ordered]
-    grids = {v.name: v.grid for v in verdicts}
+    grids = {v.name: v.grid for v in verdicts} | {f.name: f.grid for f in declared}
     content: dict[str, tuple[bytes, Iterable[str]]] = {}
     for table in drawn_tables:
-        apart = table.name.startswith("variants-") or table.name in judged
+        apart = table.name.startswith("variants-") or table.name in judged | shown
         of = table.digests if apart else everything
         content[f"tables/{table.name}.md"] = tables.markdown(table).encode(), of
         content[f"tables/{table.name}.csv"] = tables.csv_text(table).encode(), of
@@ -180,15 +185,16 @@ def _manifest(
 
 
 def _hashes(results: Path) -> dict[str, tuple[str, str]]:
-    """Digest -> the task's folder and a hash of the record's file and of its selection."""
-    selections = {p.stem: p for p in (results / SELECTION).glob("*.json")}
+    """Digest -> the task's folder and a hash of the record's file and of what else is its own."""
+    own: dict[str, bytes] = {}
+    for folder in (SELECTION, GENERATED):
+        for file in sorted((results / folder).glob("*.json")):
+            digest = file.stem.partition("-")[0]
+            own[digest] = own.get(digest, b"") + file.read_bytes()
     return {
         path.stem: (
             path.parent.parent.name,
-            _hash(
-                path.read_bytes()
-                + (selections[path.stem].read_bytes() if path.stem in selections else b"")
-            ),
+            _hash(path.read_bytes() + own.get(path.stem, b"")),
         )
         for path in record_files(results)
     }

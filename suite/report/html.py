@@ -39,11 +39,12 @@ def page(
     by_name = {t.name: t for t in tables}
     sections = [
         ("verdict", "Verdict", _verdicts(tables, plots)),
+        ("figures", "Figures", _figures(tables, plots)),
         ("results", "Results", _results(by_name["headline"], plots)),
         ("tasks", "By task", _tasks(found, tables, plots)),
         ("cost", "Cost", _table(by_name["cost"])),
         ("paper", "Beside the paper", _table(by_name["paper"]) if "paper" in by_name else ""),
-        ("failures", "Cells without results", _table(by_name["status"])),
+        ("failures", "Cells that are not done", _table(by_name["status"])),
         ("cells", "All cells", _table(_cells(found), tall=True, ids=True)),
         ("provenance", "Provenance", _provenance(records, found)),
     ]
@@ -74,7 +75,7 @@ def _chips(records: Sequence[Record], status: Table) -> str:
         ("", f"{_count(done, 'cell')} done"),
     ]
     if status.rows:
-        chips.append(("bad", f"{_count(len(status.rows), 'cell')} without results"))
+        chips.append(("bad", f"{_count(len(status.rows), 'cell')} not done"))
     return "".join(f'<span class="chip {kind}">{escape(text)}</span>' for kind, text in chips)
 
 
@@ -94,6 +95,16 @@ def _verdicts(tables: Sequence[Table], plots: Sequence[Plot]) -> str:
     return "\n".join(parts)
 
 
+def _figures(tables: Sequence[Table], plots: Sequence[Plot]) -> str:
+    """What grids declare to be drawn, each with its table."""
+    parts = []
+    for plot in plots:
+        if plot.name.startswith("figure-"):
+            parts.append(f"<h3>{escape(plot.title)}</h3>{_figure(plot)}")
+            parts += [_table(t, tall=len(t.rows) > 30) for t in tables if t.name == plot.name]
+    return "\n".join(parts)
+
+
 def _tasks(found: Sequence[Row], tables: Sequence[Table], plots: Sequence[Plot]) -> str:
     """For every task its plots and its tables of other test sets."""
     parts = []
@@ -108,7 +119,7 @@ def _tasks(found: Sequence[Row], tables: Sequence[Table], plots: Sequence[Plot])
             p
             for p in plots
             if p.name != "overview"
-            and not p.name.startswith("verdict-")
+            and not p.name.startswith(("verdict-", "figure-"))
             and own.issuperset(p.digests)
         ]
         others = [t for t in tables if t.name.startswith("variants-") and own.issuperset(t.digests)]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqbench.suite.experiment import Cell, UserError
+from seqbench.suite.figures import COSTS, PaperLine
 from seqbench.suite.records import Record
 from seqbench.suite.report import paper
 from seqbench.suite.report.aggregate import (
@@ -33,6 +34,7 @@ from seqbench.suite.report.aggregate import (
     scale_notes,
     slug,
 )
+from seqbench.suite.report.figures import Curve, Drawn, notes
 from seqbench.suite.report.tables import (
     compact,
     is_share,
@@ -355,6 +357,76 @@ def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
     return page.plot(f"cost-{panel.slug}", caption, [r.digest for r in panel.records])
 
 
+def against_x(drawn: Drawn) -> Plot:
+    """A figure that a grid declares: its lines against a setting or a cost, the paper's beside.
+
+    The paper's series stand hollow and dashed in the same panel, or in one of their own above the
+    same x where they are of another metric or would squeeze ours to a third of the height.
+    """
+    figure, records = drawn.figure, drawn.records
+    style = styles([line.name for line in figure.lines])
+    lone = styles([*style, *(line.name for line in figure.paper)])
+    theirs = [(line, style.get(line.beside, lone[line.name])) for line in figure.paper]
+    same = [p for p in theirs if (p[0].metric or figure.metric) == figure.metric]
+    scale = _scale_of(figure.metric)
+    ends = [y for c in drawn.curves for p in c.points for _, y in p.seeds]
+    low, high = min(ends), max(ends)
+    of_theirs = [y for line, _ in same for _, y in line.points]
+    room = max([high, *of_theirs]) - min([low, *of_theirs])
+    if len(same) < len(theirs) or 3 * (high - low) < room:
+        same = []
+    apart = [p for p in theirs if p not in same]
+    labels = [c.name for c in drawn.curves] + [f"paper: {line.name}" for line, _ in theirs]
+    on = f", on {figure.variant}" if figure.variant else ""
+    with _figure(f"{figure.title}{on}", 7.0 if apart else 4.6, records, labels) as page:
+        axes = page.grid(2 if apart else 1, 1, gap=0.55)
+        axis = axes[0]
+        for curve in drawn.curves:
+            xs = [p.x for p in curve.points]
+            scores = [p.score for p in curve.points]
+            _line_with_bars(axis, xs, scores, scale, style[curve.name], curve.name)
+            if figure.fit:
+                _law(axis, curve, scale, style[curve.name])
+        for line, s in same:
+            _paper_line(axis, line, scale, s)
+        for line, s in apart:
+            _paper_line(axes[1], line, _scale_of(line.metric or figure.metric), s)
+        values = [p.x for c in drawn.curves for p in c.points]
+        values += [x for line, _ in theirs for x, _ in line.points]
+        for panel in axes:
+            if figure.x in COSTS:
+                panel.set_xscale("log")
+                _log_ticks(panel, values)
+            elif min(values) > 0:
+                panel.set_xscale("log", base=2)
+                _ticks(panel, _apart(values))
+                panel.set_xlim(min(values) / 1.25, max(values) * 1.25)
+        example = records[0]
+        higher = example.higher_is_better if figure.metric == example.headline else None
+        axis.set_ylabel(metric_label(figure.metric, higher))
+        if figure.metric == example.headline:
+            near = axis.get_ylim()  # a reference may double the panel, not more
+            known = [
+                (n, v)
+                for n, v in _references(example)
+                if 2 * near[0] - near[1] <= v <= 2 * near[1] - near[0]
+            ]
+            _reference_lines(axis, known)
+        if apart:
+            metrics = dict.fromkeys(line.metric or figure.metric for line, _ in apart)
+            axes[1].set_ylabel("; ".join(metric_label(m) for m in metrics))
+            axes[1].set_title(
+                "The paper's, of its own scale and data", fontsize=9.5, loc="left", pad=4
+            )
+        axes[-1].set_xlabel(drawn.label)
+        page.legend(*axes)
+    caption = f"Test score against {drawn.label}{on}; {_bars_note()}"
+    if theirs:
+        caption += " Hollow and dashed: the paper's own."
+    caption = " ".join([caption, *notes(drawn)])
+    return page.plot(drawn.name, caption, [r.digest for r in records])
+
+
 def against_bands(verdict: Verdict) -> Plot | None:
     """Our seeds and median of every row beside its band and the paper's number.
 
@@ -485,6 +557,74 @@ def selection(panel: Panel, results: Path) -> Plot | None:
         f"to three positions on. First seed. {said}."
     )
     return page.plot(f"selection-{panel.slug}", caption, [r.digest for r in records])
+
+
+def generated(records: Sequence[Record], results: Path) -> list[Plot]:
+    """The mel spectrograms of what cells of piano generated; see suite/generation.py."""
+    by_digest = {r.digest: r for r in records}
+    made = []
+    for path in sorted((results / "generated").glob("*.json")):
+        record = by_digest.get(path.stem.partition("-")[0])
+        if record is not None:
+            try:
+                made.append(_spectrogram(path.stem, json.loads(path.read_bytes()), record))
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{path}: no generation; delete the file and make it again: seqbench generate "
+                    f"{record.digest}"
+                ) from None
+    return made
+
+
+def _spectrogram(name: str, said: Mapping[str, Any], record: Record) -> Plot:
+    cell = record.cell
+    prompt = said["prompt_tokens"] / said["rate"]
+    title = f"Sound of {cell.model}, trained at {said['length_trained_at']} samples"
+    title += f": {said['seconds']:.1f} s, " + (
+        f"the first {prompt:.1f} s given" if prompt else "from nothing"
+    )
+    with _figure(title, 3.6, [record]) as page:
+        (axis,) = page.grid(1, 1)
+        bands = len(said["mel"][0])
+        image = axis.imshow(
+            [[frame[band] for frame in said["mel"]] for band in range(bands)],
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmax=0,
+            interpolation="nearest",
+            extent=(0, said["seconds"], -0.5, bands - 0.5),
+        )
+        ticks = [hertz for hertz in (100, 250, 500, 1000, 2000, 4000) if hertz < said["rate"] / 2]
+        axis.set_yticks(
+            [_band(hertz, bands, said["rate"]) for hertz in ticks], [f"{h:g} Hz" for h in ticks]
+        )
+        axis.set_xlabel("seconds")
+        axis.set_ylabel("mel bands")
+        axis.grid(visible=False)
+        if prompt:
+            axis.axvline(prompt, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
+        page.figure.colorbar(image, ax=axis, label="dB below the loudest", pad=0.01)
+    sampling = said["sampling"]
+    how = f"temperature {sampling['temperature']:g}, seed {sampling['seed']}"
+    how += f", top-k {sampling['top_k']}" if sampling["top_k"] else ""
+    how += f", top-p {sampling['top_p']:g}" if sampling["top_p"] < 1 else ""
+    caption = (
+        f"Mel spectrogram of what cell {record.digest} says, sample by sample by its recurrent "
+        f"steps ({how}); {said['rms_dbfs']:.1f} dBFS, peak {said['peak']:.2f}."
+    )
+    if prompt:
+        caption += " Left of the dashed line: the recording that it went on from."
+    return page.plot(f"generated-{name}", caption, [record.digest])
+
+
+def _band(hertz: float, bands: int, rate: int) -> float:
+    """Where a frequency lies among the mel bands, which begin at 30 Hz: HTK's scale."""
+
+    def mel(f: float) -> float:
+        return 2595 * math.log10(1 + f / 700)
+
+    return (mel(hertz) - mel(30)) / (mel(rate / 2) - mel(30)) * (bands + 1) - 1
 
 
 def pareto(
@@ -821,6 +961,32 @@ def _line_with_bars(
     )
 
 
+def _paper_line(axis: Axes, line: PaperLine, scale: float, s: Style) -> None:
+    axis.plot(
+        [x for x, _ in line.points],
+        [scale * y for _, y in line.points],
+        color=s.color,
+        marker=s.marker,
+        markerfacecolor="white",
+        markersize=5.5,
+        linestyle=(0, (4, 2)),
+        linewidth=1.1,
+        alpha=0.8,
+        label=f"paper: {line.name}",
+        zorder=1.8,
+    )
+
+
+def _law(axis: Axes, curve: Curve, scale: float, s: Style) -> None:
+    """The power law over the span of its points, thin."""
+    if curve.law is None:
+        return
+    low, high = math.log(curve.points[0].x), math.log(curve.points[-1].x)
+    xs = [math.exp(low + (high - low) * i / 40) for i in range(41)]
+    ys = [scale * curve.law.at(x) for x in xs]
+    axis.plot(xs, ys, color=s.color, linewidth=0.9, alpha=0.7, zorder=1.6)
+
+
 def _errors(scores: Sequence[Estimate], scale: float) -> list[list[float]] | None:
     if all(s.low is None for s in scores):
         return None
@@ -1097,6 +1263,15 @@ def _ticks(axis: Axes, values: Sequence[float]) -> None:
     shown = list(values)[::step]
     axis.set_xticks(shown, [_binary(v) for v in shown])
     axis.set_xticks([], minor=True)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """The values, the first ones first, less those too near for a label: 30720 beside 32768."""
+    shown: list[float] = []
+    for value in values:
+        if all(max(value / other, other / value) > 1.3 for other in shown):
+            shown.append(value)
+    return sorted(shown)
 
 
 def _log_ticks(axis: Axes, values: Sequence[float]) -> None:

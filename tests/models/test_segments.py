@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqbench.models.base import CausalModule
 from seqbench.models.build import build_model
-from seqbench.models.segments import segmented
+from seqbench.models.segments import cannot_carry, segmented, segmented_loss
 
 WIDTH, LENGTH = 8, 50
 
@@ -85,3 +86,94 @@ def test_activations_of_one_piece_are_kept_at_a_time() -> None:
 def test_a_segment_must_have_a_position() -> None:
     with pytest.raises(ValueError, match="segment=0"):
         segmented(_block("mamba"), torch.zeros(1, 4, WIDTH), segment=0)
+
+
+RECURRENT = ["mamba", "h3", "s4", "s6", "s5", "gla", "retnet", "linear-attention", "lstm"]
+
+
+def _model(name: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return build_model(name, vocab_size=5, d_model=WIDTH, num_layers=2, **options)
+
+
+def _losses(model: Any, segment: int, gradients: Any) -> tuple[Tensor, list[Tensor]]:
+    """Of random tokens and answers, and the gradients of the parameters."""
+    generator = torch.Generator().manual_seed(1)
+    tokens, answers = torch.randint(0, 5, (2, 2, LENGTH), generator=generator)
+
+    def loss_of(logits_BLV: Tensor, some: slice) -> Tensor:
+        return F.cross_entropy(
+            logits_BLV.flatten(0, 1), answers[:, some].flatten(), reduction="sum"
+        )
+
+    if gradients == "whole":
+        loss = loss_of(model(tokens), slice(0, LENGTH))
+    else:
+        loss = segmented_loss(model, loss_of, tokens, segment=segment, gradients=gradients)
+    # As the loss scaling of half precision does: what comes from above is not 1.
+    return loss, list(torch.autograd.grad(3 * loss, list(model.parameters())))
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("segment", [7, 25])
+def test_a_whole_models_gradients_are_those_of_the_whole_sequence(name: str, segment: int) -> None:
+    model = _model(name)
+    assert cannot_carry(model, LENGTH) is None
+    wanted, expected = _losses(model, LENGTH, "whole")
+    loss, found = _losses(model, segment, "exact")
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-4)
+    for one, other in zip(found, expected, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * max(1.0, scale))
+
+
+def test_a_complex_state_and_positions_are_carried_too() -> None:
+    model = _model("mamba", init="complex", positions="sinusoidal")
+    _, expected = _losses(model, LENGTH, "whole")
+    for one, other in zip(_losses(model, 16, "exact")[1], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_truncated_gradients_stop_between_pieces() -> None:
+    """Of pieces that begin from the carried state as from a constant; the loss stays the same."""
+    model = _model("mamba")
+    wanted, whole = _losses(model, LENGTH, "whole")
+    loss, found = _losses(model, 20, "truncated")
+    torch.testing.assert_close(loss, wanted)
+    assert any((a - b).abs().max() > 1e-3 * b.abs().max() for a, b in zip(found, whole))
+
+    generator = torch.Generator().manual_seed(1)
+    tokens, answers = torch.randint(0, 5, (2, 2, LENGTH), generator=generator)
+    model.zero_grad()
+    for first in range(0, LENGTH, 20):
+        with torch.no_grad():
+            state = model(tokens[:, :first], model.initial_state(2))[1]
+        logits, _ = model(tokens[:, first : first + 20], state)
+        piece = answers[:, first : first + 20].flatten()
+        (3 * F.cross_entropy(logits.flatten(0, 1), piece, reduction="sum")).backward()
+    for one, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradients", ["exact", "truncated"])
+def test_a_whole_models_pieces_keep_their_autocast(gradients: Any) -> None:
+    model = _model("s6")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, found = _losses(model, 10, gradients)
+    _, exact = _losses(model, 10, gradients)
+    for one, other in zip(found, exact, strict=True):
+        assert 0 < (one - other).abs().max() < 0.2 * other.abs().max()
+
+
+@pytest.mark.parametrize("name", ["transformer", "hyena"])
+def test_a_model_whose_state_grows_says_that_pieces_gain_nothing(name: str) -> None:
+    reason = cannot_carry(_model(name), 64)
+    assert reason is not None and "grows with the length" in reason
+
+
+def test_attention_over_a_window_can_carry() -> None:
+    model = _model("transformer", window=8)
+    assert cannot_carry(model, 64) is None
+    _, expected = _losses(model, LENGTH, "whole")
+    for one, other in zip(_losses(model, 16, "exact")[1], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -15,7 +15,7 @@ from seqbench.models.build import build_model
 from seqbench.suite import checkpoint, training
 from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Cell, Request, UserError
-from seqbench.suite.records import Record, StorageError
+from seqbench.suite.records import Record, StorageError, load_all
 from seqbench.suite.training import run_cell
 
 SETTINGS: dict[str, Any] = {
@@ -65,6 +65,21 @@ def test_a_run_cut_into_pieces_gives_the_record_of_the_whole(model: str, tmp_pat
     assert run_cell(one, pieces, device="cpu", stop_after=11) is None
     torch.manual_seed(99)  # what the process did in between does not matter
     assert timeless(run(one, pieces)) == timeless(whole)
+
+
+def test_a_concluded_cell_is_tested_as_it_is_and_can_go_on(tmp_path: Path) -> None:
+    one = cell()
+    whole = run(one, tmp_path / "whole")
+    assert run_cell(one, tmp_path, device="cpu", conclude=True) is None  # nothing to test yet
+    assert run_cell(one, tmp_path, device="cpu", stop_after=12) is None
+    stopped = run_cell(one, tmp_path, device="cpu", conclude=True)
+    assert stopped is not None and stopped.status == "stopped" and stopped.has_results
+    assert stopped.error == "concluded at step 12 of 30"
+    assert [point.step for point in stopped.curve] == [5, 10] and stopped.steps_done == 12
+    assert set(stopped.variants) == {"length=16"} and "accuracy" in stopped.test
+    assert timeless(run(one, tmp_path)) == timeless(whole)
+    # One that is over is finished, not stopped.
+    assert run_cell(one, tmp_path / "whole", device="cpu", conclude=True) is None
 
 
 class Pause:
@@ -331,3 +346,107 @@ def test_a_width_is_chosen_to_match_another_model_in_size() -> None:
     mamba = build_model("mamba", vocab_size=16, d_model=64, num_layers=2).num_parameters
     assert abs(sizes["matched"] - mamba) < 0.15 * mamba < abs(sizes["own"] - mamba)
     assert by_hand.model_config["d_model"] == 24
+
+
+def _long(model: str = "mamba", **changes: Any) -> Cell:
+    """One whose sequences are longer than a segment, in one stage of its curriculum too."""
+    return cell(model, train__segment_length=12, train__curriculum=True, **changes)
+
+
+@pytest.mark.parametrize("model", ["mamba", "s4"])
+def test_training_in_segments_gives_the_curve_of_whole_sequences(
+    model: str, tmp_path: Path
+) -> None:
+    """With the penalty on Δ, whose share of every piece adds up too."""
+    changes = {"train__delta_penalty": 0.01, "train__steps": 20}
+    whole = run(cell(model, **changes), tmp_path / "whole")
+    pieces = run(_long(model, **changes), tmp_path / "pieces")
+    assert pieces.digest != whole.digest
+    for a, b in zip(whole.curve, pieces.curve, strict=True):
+        assert a.stage == b.stage and a.tokens == b.tokens
+        assert b.train_loss == pytest.approx(a.train_loss, rel=1e-3)
+        assert b.validation["loss"] == pytest.approx(a.validation["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__segment_length": 12}])
+def test_rows_in_groups_give_the_curve_of_the_whole_batch(changes: Any, tmp_path: Path) -> None:
+    """Batches of 8 rows of 32 tokens, 3 rows at a time, or 8 of 12 tokens."""
+    changes = {"train__delta_penalty": 0.01, "train__steps": 20, **changes}
+    whole = run(cell(**changes), tmp_path / "whole")
+    groups = run(cell(train__micro_tokens=96, **changes), tmp_path / "groups")
+    for a, b in zip(whole.curve, groups.curve, strict=True):
+        assert b.train_loss == pytest.approx(a.train_loss, rel=1e-3)
+        assert b.validation["loss"] == pytest.approx(a.validation["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("gradients", ["exact", "truncated"])
+def test_training_in_segments_goes_on_where_it_was_cut(gradients: str, tmp_path: Path) -> None:
+    one = _long(train__segment_gradients=gradients)
+    whole = run(one, tmp_path / "whole")
+    for steps in (7, 11):
+        assert run_cell(one, tmp_path, device="cpu", stop_after=steps) is None
+    torch.manual_seed(99)
+    assert timeless(run(one, tmp_path)) == timeless(whole)
+
+
+def test_truncated_gradients_are_another_cell_and_another_curve(tmp_path: Path) -> None:
+    exact, truncated = (
+        run(_long(), tmp_path),
+        run(_long(train__segment_gradients="truncated"), tmp_path),
+    )
+    assert exact.digest != truncated.digest
+    assert exact.curve[-1].train_loss != truncated.curve[-1].train_loss
+    assert truncated.cell.train.segment_gradients == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "said"),
+    [
+        ("transformer", {}, "transformer cannot: its state grows with the length"),
+        ("hyena", {}, "hyena cannot: its state grows with the length"),
+        ("mamba", {"model__dropout": 0.1}, "mamba cannot: dropout draws other masks"),
+    ],
+)
+def test_a_model_that_cannot_train_in_segments_is_skipped_with_the_reason(
+    model: str, changes: Any, said: str, tmp_path: Path
+) -> None:
+    record = run_cell(_long(model, **changes), tmp_path, device="cpu")
+    assert record is not None and record.status == "skipped"
+    assert record.error is not None and said in record.error and "\n" not in record.error
+
+
+def test_attention_trains_where_no_sequence_is_longer_than_a_segment(tmp_path: Path) -> None:
+    one = cell("transformer", train__segment_length=32, train__steps=5)
+    plain = run(cell("transformer", train__steps=5), tmp_path)
+    assert run(one, tmp_path).test == plain.test
+
+
+def test_segments_and_a_compiled_step_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="in pieces, uncompiled"):
+        run_cell(_long(), tmp_path, device="cpu", compile="default")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train__segment_length": 0}, "train.segment_length=0: must be at least 1"),
+        ({"train__segment_gradients": "truncated"}, "give train.segment_length too"),
+        (
+            {
+                "train__segment_gradients": "truncated",
+                "train__segment_length": 8,
+                "train__precision": "16-mixed",
+            },
+            "take bf16-mixed or 32-true",
+        ),
+    ],
+)
+def test_segments_that_cannot_be_are_refused(changes: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        cell(**changes)
+
+
+def test_a_field_newer_than_the_first_records_leaves_their_identity() -> None:
+    """Those of the quickstart, as they were published."""
+    published = Path(__file__).parents[2] / "results" / "published"
+    assert load_all(published)

@@ -279,3 +279,25 @@ def test_a_hub_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> No
         _task(hub="somebody/pages")
     with pytest.raises(TaskError, match="leave the other out"):
         _task("a.txt", hub="somebody/pages")
+
+
+def test_packed_documents_begin_at_their_ends_token(tmp_path: Path) -> None:
+    for i, page in enumerate(PAGES):
+        (tmp_path / f"{i:02}.txt").write_text(page)
+    for tokenizer in ("bytes", "gpt2"):
+        task = _task(tmp_path, length=40, packing="reset", tokenizer=tokenizer)
+        inputs, targets = task.batch("train", 0, 200)
+        resets = task.resets(inputs)
+        assert resets is not None and resets.dtype == torch.bool and resets.any()
+        end = vocabulary(tokenizer).end  # type: ignore[arg-type]
+        assert torch.equal(resets, inputs == end)
+        # The last token of a document is asked for the end, the end for the next one's first.
+        assert torch.equal(resets[:, 1:], targets[:, :-1] == end)
+    assert _task(tmp_path).resets(inputs) is None
+
+
+def test_a_single_file_has_no_documents_to_keep_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(PAGES))
+    with pytest.raises(TaskError, match="a single file is one document") as error:
+        _task(tmp_path / "a.txt", packing="reset")
+    assert "\n" not in str(error.value)

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -150,6 +151,36 @@ def test_status_lists_failed_diverged_and_missing() -> None:
     ]
     assert table.notes[0] == "3 cells: 1 done, 1 failed, 1 missing."
     assert len(_parsed(tables.markdown(table))) == 3  # the heading and two rows, newline and all
+
+
+def test_a_model_that_cannot_is_listed_with_its_reason() -> None:
+    found = tables.status(
+        [record(), record(model="hyena", status="skipped", error="its state grows")]
+    )
+    assert [e.text for e in found.rows[0]][2:6] == ["hyena", "0", "skipped", "its state grows"]
+    assert found.notes[0] == "2 cells: 1 done, 1 skipped."
+
+
+def test_truncated_gradients_are_said_beside_every_table() -> None:
+    train = {"segment_length": 4096, "segment_gradients": "truncated"}
+    records = [record(), record(model="s4", train=train), record(model="lstm", train=train)]
+    said = "truncated gradients, cut every 4096 tokens: lstm, s4."
+    for table in (tables.headline(records), tables.cost(records), tables.status(records)):
+        assert [n for n in table.notes if n.endswith(said)]
+    exact = record(train={"segment_length": 4096})
+    assert not any("truncated" in n for n in tables.headline([exact]).notes)
+
+
+def test_a_cell_that_was_stopped_has_its_score_and_says_where() -> None:
+    full = record(steps=500)
+    why = "concluded at step 200 of 500"
+    stopped = replace(full, status="stopped", error=why, steps_done=200)
+    found = tables.headline([stopped])
+    (shown,) = [e for e in found.rows[0] if e.detail]
+    assert shown.value == pytest.approx(0.9) and shown.detail == "1 of 1 stopped"
+    assert any("stopped at step 200 of 500, not by its solution" in n for n in found.notes)
+    (row,) = tables.status([stopped]).rows
+    assert {"stopped", why} <= {e.text for e in row}
 
 
 def test_markdown_parses_into_the_table() -> None:
