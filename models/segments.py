@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, overload
 
@@ -60,8 +60,11 @@ def segmented_loss(
     *,
     segment: int,
     gradients: Gradients = "exact",
+    **by_position: Tensor,
 ) -> Tensor:
     """The sum of `loss_of` over pieces of `segment` tokens, which carry the model's state.
+
+    `by_position`, (B, L) each, are keywords of the model's forward, such as `reset`.
 
     exact: the gradients are those of the whole sequence. Forward keeps the states between the
     pieces alone; backward runs each piece again, from the last to the first, and hands the gradient
@@ -76,9 +79,11 @@ def segmented_loss(
         raise ValueError(f"segmented_loss: segment={segment}; it must be 1 or more")
     parameters = [p for p in model.parameters() if p.requires_grad]
     if gradients == "exact":
-        loss: Tensor = _ExactLoss.apply(model, loss_of, segment, tokens_BL, *parameters)
+        loss: Tensor = _ExactLoss.apply(
+            model, loss_of, segment, tokens_BL, by_position, *parameters
+        )
         return loss
-    return _truncated(model, loss_of, segment, tokens_BL, parameters)
+    return _truncated(model, loss_of, segment, tokens_BL, by_position, parameters)
 
 
 def accumulated_loss(
@@ -219,9 +224,11 @@ class _ExactLoss(torch.autograd.Function):
         loss_of: LossOf,
         segment: int,
         tokens_BL: Tensor,
+        by_position: Mapping[str, Tensor],
         *parameters: Tensor,
     ) -> Tensor:
         ctx.model, ctx.loss_of, ctx.segment = model, loss_of, segment
+        ctx.by_position = by_position
         ctx.autocast = _autocast(tokens_BL.device)
         ctx.save_for_backward(tokens_BL, *parameters)
         state = model.initial_state(len(tokens_BL), tokens_BL.device)
@@ -230,7 +237,7 @@ class _ExactLoss(torch.autograd.Function):
         with ctx.autocast():
             for some in _places(tokens_BL, segment):
                 ctx.starts.append(state)
-                logits_BLV, state = model(tokens_BL[:, some], state)
+                logits_BLV, state = model(tokens_BL[:, some], state, **_piece(by_position, some))
                 losses.append(loss_of(logits_BLV, some))
                 state = _compact(state)
         return torch.stack(losses).sum()
@@ -245,7 +252,9 @@ class _ExactLoss(torch.autograd.Function):
             nest = ctx.starts.pop()
             start = [s.detach().requires_grad_(_differentiable(s)) for s in leaves(nest)]
             with torch.enable_grad(), ctx.autocast():
-                logits_BLV, state = ctx.model(tokens_BL[:, some], with_leaves(nest, start))
+                logits_BLV, state = ctx.model(
+                    tokens_BL[:, some], with_leaves(nest, start), **_piece(ctx.by_position, some)
+                )
                 loss = ctx.loss_of(logits_BLV, some)
             del logits_BLV
             known = [(loss, gradient.to(loss.dtype))]
@@ -256,11 +265,16 @@ class _ExactLoss(torch.autograd.Function):
             found = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
             dstate = [next(found) if _differentiable(s) else None for s in start]
             _add(totals, found)
-        return None, None, None, None, *totals
+        return None, None, None, None, None, *totals
 
 
 def _truncated(
-    model: Any, loss_of: LossOf, segment: int, tokens_BL: Tensor, parameters: list[nn.Parameter]
+    model: Any,
+    loss_of: LossOf,
+    segment: int,
+    tokens_BL: Tensor,
+    by_position: Mapping[str, Tensor],
+    parameters: list[nn.Parameter],
 ) -> Tensor:
     """The loss; none of its gradients crosses from a piece into the one before."""
     totals: list[Tensor | None] = [None] * len(parameters)
@@ -268,7 +282,7 @@ def _truncated(
     losses = []
     for some in _places(tokens_BL, segment):
         with torch.enable_grad(), _autocast(tokens_BL.device)():
-            logits_BLV, state = model(tokens_BL[:, some], state)
+            logits_BLV, state = model(tokens_BL[:, some], state, **_piece(by_position, some))
             loss = loss_of(logits_BLV, some)
         del logits_BLV
         _add(totals, iter(torch.autograd.grad(loss, parameters, allow_unused=True)))
@@ -304,6 +318,10 @@ class _KnownGradients(torch.autograd.Function):
 def _places(tokens_BL: Tensor, segment: int) -> list[slice]:
     length = tokens_BL.shape[1]
     return [slice(first, min(first + segment, length)) for first in range(0, length, segment)]
+
+
+def _piece(by_position: Mapping[str, Tensor], some: slice) -> dict[str, Tensor]:
+    return {name: values[:, some] for name, values in by_position.items()}
 
 
 def _add(totals: list[Tensor | None], gradients: Iterator[Tensor | None]) -> None:
