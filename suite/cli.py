@@ -51,6 +51,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(new_app, name="new")
 
 LAUNCHERS = ("local", "ray", "slurm")
+RETRIED = ("failed", "diverged", "stopped")
 UNFINISHED = 3  # exit status of a sitting that ended before its cells
 
 _WIDE = 170  # columns of a bench's table where there is no terminal to fit
@@ -152,6 +153,14 @@ def run(
         float | None,
         typer.Option(help="Seconds of this sitting; what is unfinished waits, exit status 3."),
     ] = None,
+    conclude: Annotated[
+        bool,
+        typer.Option(
+            "--conclude",
+            help="Train no further: test cells that began at their best weights so far, recorded "
+            "as stopped; --retry stopped goes on.",
+        ),
+    ] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster's address, or auto; a local one without.")
     ] = None,
@@ -162,7 +171,7 @@ def run(
         ),
     ] = None,
     retry: Annotated[
-        str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
+        str | None, typer.Option(help="Run cells again that ended as: failed, diverged or stopped.")
     ] = None,
     logger: Annotated[
         str | None, typer.Option(help="Mirror the curves too: tensorboard or wandb.")
@@ -192,6 +201,7 @@ def run(
         cell_seconds=cell_seconds,
         cell_memory=cell_memory,
         budget=budget,
+        conclude=conclude,
     )
     launch = _launcher(launcher, ray_address, slurm or [])
     if logger is not None:
@@ -217,8 +227,8 @@ def run(
         )
     runner.check_writable(results)
     if retry is not None:
-        if retry not in ("failed", "diverged"):
-            raise discovery.unknown("status in --retry", retry, ["failed", "diverged"])
+        if retry not in RETRIED:
+            raise discovery.unknown("status in --retry", retry, RETRIED)
         runner.forget(cells, results, retry)
     if grid is not None:
         declare(results, grid, scale, assignments)
@@ -248,7 +258,7 @@ def run(
     bad = [r for r in plan.finished if r.status != "done"]
     for record in bad:
         err.print(f"{record.cell.label}: {record.status}: {record.error}")
-    return 1 if any(r.status != "skipped" for r in bad) else 0
+    return 1 if any(r.status not in ("skipped", "stopped") for r in bad) else 0
 
 
 @app.command()
@@ -329,6 +339,58 @@ def select(results: Results = Path("results")) -> None:
 
     for path in write_missing(results):
         print(path)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A finished cell's digest or .safetensors file, or a folder with a pretrained "
+            "Mamba."
+        ),
+    ],
+    results: Results = Path("results"),
+    length: Annotated[
+        int | None, typer.Option(help="Tokens, bases or samples: 500, 1000 or 64000 by default.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What to go on from: text, bases, or a file of them or sound."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest of that share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    write: Annotated[
+        Path | None,
+        typer.Option("--out", help="File; by default text is printed, sound is in RESULTS."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Generate text, DNA (FASTA) or sound (WAV) from a trained model, one step at a time."""
+    from seqbench.suite import generation
+
+    sampling = generation.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as progress:
+        bar = progress.add_task("generating", total=None)
+        made = generation.generate(
+            checkpoint,
+            results,
+            length=length,
+            prompt=prompt,
+            sampling=sampling,
+            out=write,
+            device=device,
+            on_step=lambda done, of: progress.update(bar, completed=done, total=of),
+        )
+    if as_json:
+        print(json.dumps(made.facts, indent=2))
+    elif "out" in made.facts:
+        err.print(f"{made.facts['out']}: {made.facts['new_tokens']} new tokens")
+    else:
+        print(made.text, end="" if made.text.endswith("\n") else "\n")
 
 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]

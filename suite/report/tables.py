@@ -221,7 +221,7 @@ def cost(
                     "digests": " ".join(_digests(group.done)),
                 }
             )
-    done = [r for r in records if r.status == "done"]
+    done = [r for r in records if r.has_results]
     return Table(
         name="cost",
         title=f"What it took{f' in grid {grid}' if grid else ''}",
@@ -251,7 +251,7 @@ def cost(
 def status(
     records: Sequence[Record], cells: Sequence[Cell] | None = None, grid: str | None = None
 ) -> Table:
-    """The cells without results: those with the reason in their record, and those without one."""
+    """The cells that are not done: those with the reason in their record, and those without one."""
     have = {r.digest for r in records}
     missing = [c for c in cells or () if c.digest not in have]
     bad = [r for r in records if r.status != "done"]
@@ -264,7 +264,7 @@ def status(
     parts = [f"{n} {s}" for s, n in {**counts, "missing": len(missing)}.items() if n]
     return Table(
         name="status",
-        title=f"Cells without results{f' in grid {grid}' if grid else ''}",
+        title=f"Cells that are not done{f' in grid {grid}' if grid else ''}",
         columns=(
             Column(heading="task"),
             Column(heading="scale"),
@@ -337,7 +337,8 @@ def compact(value: float) -> str:
     """1234567 -> 1.23M, at most three digits."""
     if not math.isfinite(value):
         return str(value)
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+    units = (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
+    for unit, size in units:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
