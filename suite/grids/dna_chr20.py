@@ -5,9 +5,9 @@ them), split by position: train on the first 80 %, validation and test on a tent
 order. The Markov models are counted on all of train and scored on all of test, with the k of their
 context in the table; mamba is scored on all of test too, in windows of its training length.
 
-cpu: 131,200 parameters, windows of 1024, 15.6M tokens, a third of an epoch. paper: 1.4M parameters (12
-layers of width 128), windows of 1024 of both strands, 3.9e8 tokens, bf16; no cell of the paper's,
-but of its smallest sizes.
+cpu: 131,200 parameters, windows of 1024, 15.6M tokens, a third of an epoch. paper: 1.4M parameters
+(12 layers of width 128), windows of 1024 of both strands, 3.9e8 tokens, bf16; no cell of the
+paper's, but of one of its sizes.
 
 Cost: cpu, 9 to 10 minutes a cell on one core (34K tokens a second), 2 cells; not yet run. paper:
 meant for 8 minutes of one H100, not run. Expected: below order-8; the verdict says for each k
