@@ -168,15 +168,16 @@ class CellModule(lightning.LightningModule):
 
         def loss_of_rows(group: slice) -> Tensor:
             of_group = partial(loss_of, group=group)
+            resets = resets_of(self.task, inputs[group])
             if not in_pieces:
-                logits_BLV = self.logits(inputs[group], **resets_of(self.task, inputs[group]))
-                return of_group(logits_BLV, slice(0, length))
+                return of_group(self.logits(inputs[group], **resets), slice(0, length))
             return segmented_loss(
                 self.model,
                 of_group,
                 inputs[group],
                 segment=segment,
                 gradients=train.segment_gradients,
+                **resets,
             )
 
         if in_groups:
