@@ -39,7 +39,7 @@ CPU = {
     "model.d_model": 32,
     "model.num_layers": 1,
     "train.steps": 1200,
-    "train.lr": 4e-3,
+    "train.lr": 5e-3,
     "train.warmup_steps": 120,
     "train.weight_decay": 0.1,
     "train.beta2": 0.95,
