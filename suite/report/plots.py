@@ -601,7 +601,6 @@ def _spectrogram(name: str, said: Mapping[str, Any], record: Record) -> Plot:
             [_band(hertz, bands, said["rate"]) for hertz in ticks], [f"{h:g} Hz" for h in ticks]
         )
         axis.set_xlabel("seconds")
-        axis.set_ylabel("mel bands")
         axis.grid(visible=False)
         if prompt:
             axis.axvline(prompt, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
