@@ -43,6 +43,7 @@ class Vocabulary:
     dtype: Any
     end: int  # ends a document
     encode: Callable[[bytes, str], NDArray[Any]]  # (text, where it is from) -> tokens
+    decode: Callable[[list[int]], str]  # bytes that are no UTF-8 are replaced
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,7 @@ def vocabulary(name: Tokenizer) -> Vocabulary:
             dtype=np.uint8,
             end=0,
             encode=lambda text, where: np.frombuffer(text, dtype=np.uint8),
+            decode=lambda tokens: bytes(tokens).decode(errors="replace"),
         )
     from tokenizers import ByteLevelBPETokenizer
 
@@ -92,7 +94,12 @@ def vocabulary(name: Tokenizer) -> Vocabulary:
         return np.concatenate([np.zeros(0, dtype=np.uint16), *pieces])
 
     return Vocabulary(
-        name="gpt2", size=len(vocab), dtype=np.uint16, end=vocab["<|endoftext|>"], encode=encode
+        name="gpt2",
+        size=len(vocab),
+        dtype=np.uint16,
+        end=vocab["<|endoftext|>"],
+        encode=encode,
+        decode=bpe.decode,
     )
 
 
