@@ -28,8 +28,9 @@ def find(results: Path, name: str) -> Path | None:
     """The checkpoint of a file's name, or of a digest or its beginning below `results`."""
     if Path(name).is_file():
         return Path(name)
-    found = sorted((results / "checkpoints").glob(f"{name}*.safetensors")) if name else []
-    if len(found) > 1 and "/" not in name:
+    digest = name.isalnum()  # no folder, no OWNER/NAME
+    found = sorted((results / "checkpoints").glob(f"{name}*.safetensors")) if digest else []
+    if len(found) > 1:
         raise UserError(
             f"{name}: {len(found)} checkpoints in {results}/checkpoints begin so; give more of "
             f"one: {', '.join(path.stem for path in found[:4])}"
