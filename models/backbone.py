@@ -1,9 +1,12 @@
-"""The residual skeleton around every block: embedding, pre-norm residual stack, norm, head."""
+"""The residual skeleton around every block: embedding, pre-norm residual stack, norm, head.
+
+In place of the stack there may be a U-Net: see models/unet.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -33,28 +36,27 @@ class BackboneConfig:
 class Backbone(nn.Module):
     """tokens (B, L) -> logits (B, L, V), for training; `step` decodes one token at a time.
 
-    A state is {"blocks": one state a block} and, with positions, {"position": (B,) int64}.
+    `make_layers()` gives the residual layers between embedding and final norm: each a block, or a
+    whole U-Net. A state is {"blocks": one state a layer} and, with positions, {"position": (B,)
+    int64}.
     """
 
     resets = True  # as far as its block and layer do: see base.cannot_reset
 
     def __init__(
         self,
-        make_block: Callable[[], Block],
+        make_layers: Callable[[], Iterable[nn.Module]],
         config: BackboneConfig,
         *,
         vocab_size: int,
         d_model: int,
-        num_layers: int,
     ) -> None:
         super().__init__()
         self.config = config
         self.d_model = d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.layers = nn.ModuleList(
-            ResidualLayer(make_block(), config, d_model) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(make_layers())
         self.final_norm = _norm(config, d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if config.tie_embeddings:
@@ -123,9 +125,7 @@ class Backbone(nn.Module):
         weight = self.embedding.weight
         device = torch.device(device) if device is not None else weight.device
         dtype = dtype if dtype is not None else weight.dtype
-        blocks = tuple(
-            layer.block.initial_state(batch_size, device, dtype) for layer in self._layers()
-        )
+        blocks = tuple(layer.initial_state(batch_size, device, dtype) for layer in self._layers())
         state: dict[str, Any] = {"blocks": blocks}
         if self.config.positions != "none":
             state["position"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -134,7 +134,12 @@ class Backbone(nn.Module):
     def state_size(self, length: int) -> int:
         """Numbers carried per sequence after `length` tokens when decoding."""
         position = int(self.config.positions != "none")
-        return position + sum(layer.block.state_size(length) for layer in self._layers())
+        return position + sum(layer.state_size(length) for layer in self._layers())
+
+    @property
+    def full_length(self) -> int:
+        """The fewest tokens of which the last one hears every block: 1, but for a U-Net."""
+        return max(layer.full_length for layer in self._layers())
 
     @property
     def num_parameters(self) -> int:
@@ -185,6 +190,14 @@ class ResidualLayer(nn.Module):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         y_BD, state = self.block.step(self.norm(x_BD), state)
         return self._mlp(x_BD + self._drop(y_BD)), state
+
+    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> State:
+        return self.block.initial_state(batch_size, device, dtype)
+
+    def state_size(self, length: int) -> int:
+        return self.block.state_size(length)
+
+    full_length = 1
 
     def _mlp(self, x: Tensor) -> Tensor:
         if self.block.mlp is None or self.mlp_norm is None:

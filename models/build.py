@@ -8,9 +8,10 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
 
 from seqbench.models import plugins
-from seqbench.models.backbone import Backbone, BackboneConfig
+from seqbench.models.backbone import Backbone, BackboneConfig, ResidualLayer
 from seqbench.models.base import (
     Block,
     ModelError,
@@ -27,6 +28,7 @@ from seqbench.models.discovery import (
     load_plugin,
     suggestion,
 )
+from seqbench.models.unet import UNet, UNetConfig
 
 __all__ = [
     "ModelInfo",
@@ -123,10 +125,20 @@ PRESETS: dict[str, Preset] = {
     "s5": Preset(
         block="none", layer="s5", summary="S5: one state space for all channels, no gate (2023)"
     ),
+    "sashimi": Preset(
+        block="sashimi",
+        layer="s4",
+        summary="SaShiMi: U-Net of S4D and MLP, for raw audio (2022)",
+        options={"backbone": "unet", "norm": "layer"},
+    ),
     "lstm": Preset(
         block="transformer", layer="lstm", summary="LSTM, residual (1997)", options={"mlp": "none"}
     ),
 }
+
+
+# What `backbone=` may be: a plain stack of blocks, which is no option of its own, or a U-Net.
+BACKBONES: dict[str, type[BackboneConfig]] = {"stack": BackboneConfig, "unet": UNetConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +166,14 @@ def build_model(
 ) -> Any:
     """The model of a preset's name or of "BLOCK+LAYER"; `layer` replaces its layer by a class.
 
-    A Backbone, or the SequenceModel of a plugin. Raises ModelError, one line, for an unknown name
-    or option or a value of the wrong type.
+    With `backbone="unet"` the blocks stand in SaShiMi's U-Net, `num_layers` of them a stage, and
+    the options of UNetConfig count too. A Backbone, or the SequenceModel of a plugin. Raises
+    ModelError, one line, for an unknown name or option or a value of the wrong type.
     """
-    parts = _parts(name, layer)
+    parts = _parts(name, layer, options.get("backbone"))
     given = {**parts.preset_options, **options}
+    if isinstance(parts, _Parts) and parts.backbone is BackboneConfig:
+        given.pop("backbone", None)  # "stack", by now
     known = parts.options()
     for option, value in given.items():
         if option not in known:
@@ -185,17 +200,28 @@ def build_model(
         return parts.model(
             configs[0], vocab_size=vocab_size, d_model=d_model, num_layers=num_layers
         )
-    backbone, block_config, layer_config = configs
+    backbone, *own = configs
+    if isinstance(backbone, UNetConfig):
+        centre, centre_configs = _centre(parts, given, backbone)
 
-    def make_layer(width: int) -> SequenceLayer:
-        return parts.layer(width, layer_config, d_model=d_model)
+        def make_block(width: int, is_centre: bool) -> Block:
+            depth = (2 * backbone.pools + 1) * num_layers
+            if is_centre:
+                return centre.make_block(width, centre_configs, depth)
+            return parts.make_block(width, own, depth)
 
-    def make_block() -> Block:
-        return parts.block(d_model, block_config, make_layer=make_layer, num_layers=num_layers)
+        def make_layers() -> list[nn.Module]:
+            return [UNet(make_block, backbone, d_model, num_layers)]
 
-    return Backbone(
-        make_block, backbone, vocab_size=vocab_size, d_model=d_model, num_layers=num_layers
-    )
+    else:
+
+        def make_layers() -> list[nn.Module]:
+            return [
+                ResidualLayer(parts.make_block(d_model, own, num_layers), backbone, d_model)
+                for _ in range(num_layers)
+            ]
+
+    return Backbone(make_layers, backbone, vocab_size=vocab_size, d_model=d_model)
 
 
 def match_parameters(
@@ -235,15 +261,15 @@ def presets() -> dict[str, str]:
     return {name: preset.summary for name, preset in PRESETS.items()}
 
 
-def options_of(name: str) -> dict[str, Any]:
-    """Option -> default, for the model of that name."""
-    parts = _parts(name, None)
+def options_of(name: str, backbone: str | None = None) -> dict[str, Any]:
+    """Option -> default, for the model of that name, on a backbone other than its own if given."""
+    parts = _parts(name, None, backbone)
     return {**parts.options(), **parts.preset_options}
 
 
-def config_of(name: str) -> tuple[type, ...]:
+def config_of(name: str, backbone: str | None = None) -> tuple[type, ...]:
     """The config dataclasses that the options of that model come from."""
-    return _parts(name, None).configs()
+    return _parts(name, None, backbone).configs()
 
 
 def describe(
@@ -278,13 +304,23 @@ class _Parts:
     layer: type[SequenceLayer]
     preset_options: Mapping[str, Any]
     summary: str
+    backbone: type[BackboneConfig] = BackboneConfig
 
     @property
     def complexity(self) -> str:
         return self.layer.complexity
 
     def configs(self) -> tuple[type, ...]:
-        return BackboneConfig, self.block.Config, self.layer.Config
+        return self.backbone, self.block.Config, self.layer.Config
+
+    def make_block(self, width: int, configs: Sequence[Any], num_layers: int) -> Block:
+        """One of `num_layers` blocks in the model, from its own and its layer's config."""
+        block_config, layer_config = configs
+
+        def make_layer(inner: int) -> SequenceLayer:
+            return self.layer(inner, layer_config, d_model=width)
+
+        return self.block(width, block_config, make_layer=make_layer, num_layers=num_layers)
 
     def options(self) -> dict[str, Any]:
         """Option -> default. A name that two parts have in common (`bias`) sets both."""
@@ -316,7 +352,7 @@ class _Whole:
         return {f.name: _default(f) for f in fields(self.model.Config)}
 
 
-def _parts(name: str, layer: type[SequenceLayer] | None) -> _Parts | _Whole:
+def _parts(name: str, layer: type[SequenceLayer] | None, backbone: Any = None) -> _Parts | _Whole:
     preset = PRESETS.get(name)
     whole = "+" not in name or not plugins.is_path(name)  # not BLOCK+path/to/layer.py
     found = load_plugin("model", name, PRESETS) if whole else None
@@ -342,7 +378,43 @@ def _parts(name: str, layer: type[SequenceLayer] | None) -> _Parts | _Whole:
     if not (isinstance(layer, type) and issubclass(layer, SequenceLayer)):
         raise ModelError(f"layer={layer!r} is not a subclass of seqbench.models.base.SequenceLayer")
     summary = f"{layer_name} in {name}" if preset is None else preset.summary
-    return _Parts(block_name, layer_name, block, layer, options, summary)
+    kind = options.get("backbone", "stack") if backbone is None else backbone
+    require(kind in BACKBONES, "backbone", kind, f"one of {', '.join(BACKBONES)}")
+    if kind == "stack":
+        options = {k: v for k, v in options.items() if k != "backbone"}
+    return _Parts(block_name, layer_name, block, layer, options, summary, BACKBONES[kind])
+
+
+def _centre(outer: _Parts, given: Mapping[str, Any], unet: UNetConfig) -> tuple[_Parts, list[Any]]:
+    """The parts of a U-Net's centre, and their configs."""
+    parts: _Parts | _Whole = outer
+    options = dict(given)
+    if unet.center:
+        parts = _parts(unet.center, None, "stack")
+        options = dict(parts.preset_options)
+    if isinstance(parts, _Whole):
+        raise ModelError(
+            f"model option center={unet.center!r} is not valid: a whole model has no block to give"
+        )
+    block_and_layer = parts.configs()[1:]
+    known = {f.name for config in block_and_layer for f in fields(config)}
+    for option in unet.center_options:
+        if option not in known:
+            raise ModelError(
+                f"model option center_options has no option {option!r}"
+                f"{suggestion(option, known)}; valid: {', '.join(sorted(known))}"
+            )
+    options |= unet.center_options
+    return parts, [
+        config(
+            **{
+                f.name: _checked(config, f.name, options[f.name])
+                for f in fields(config)
+                if f.name in options
+            }
+        )
+        for config in block_and_layer
+    ]
 
 
 def _preset_or_class(name: str, found: Any) -> Preset | type[SequenceModel]:

@@ -189,7 +189,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _their_config(model: Backbone) -> dict[str, Any]:
-    block = model.layers[0].block
+    block = getattr(model.layers[0], "block", None)  # a U-Net has none
     layer = block.layer if isinstance(block, MambaBlock) else None
     stock = (
         isinstance(block, MambaBlock)

@@ -11,6 +11,7 @@ from seqbench.models.backbone import Backbone
 from seqbench.models.base import ModelError
 from seqbench.models.layers.s4 import S4
 from seqbench.models.layers.s6 import S6
+from seqbench.models.unet import UNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,10 @@ class LayerTrace:
 def trace(model: Backbone, tokens_L: Tensor, rows: Tensor) -> list[LayerTrace]:
     """What each S6 or S4 layer of the model does on one sequence (L), at the positions `rows` (R).
 
-    Raises ModelError for a model with neither.
+    Raises ModelError for a model with neither, and for a U-Net, whose layers see pooled positions.
     """
+    if any(isinstance(m, UNet) for m in model.modules()):
+        raise ModelError("a U-Net's layers see pooled positions: there is no selection to show")
     layers = [m for m in model.modules() if isinstance(m, S4 | S6)]
     if not layers:
         raise ModelError("this model has no s6 or s4 layer, so there is no selection to show")

@@ -500,7 +500,7 @@ def bench_memory_command(
     quick: Annotated[bool, typer.Option(help="Two lengths alone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the peak memory of a training step through one Mamba layer, whole and in pieces."""
+    """Measure the peak memory of a training step of Mamba, whole, in exact and truncated pieces."""
     from seqbench.suite.bench import memory
 
     _check_bench(results, device, threads)

@@ -106,7 +106,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         scale=request.scale,
         scale_note=scale.note + (f" Changed: {', '.join(changed)}." if changed else ""),
         task_config=task_config,
-        model_config=_plain({**options_of(request.model), **values["model"]}),
+        model_config=_model_config(request.model, values["model"]),
         train=train,
         data_fingerprint=task.fingerprint(),
     )
@@ -119,6 +119,14 @@ def _settled(config: Any) -> dict[str, Any]:
         if f.metadata.get("late") and values[f.name] == f.default:
             del values[f.name]
     return values
+
+
+def _model_config(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option with its value; the plain stack's are the same whether it is named or not."""
+    config = {**options_of(name, values.get("backbone")), **values}
+    if config.get("backbone") == "stack" and "backbone" not in options_of(name):
+        del config["backbone"]
+    return cast(dict[str, Any], _plain(config))
 
 
 def check_model(name: str, vocab_size: int, config: Mapping[str, Any]) -> int:
@@ -180,7 +188,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "patience": (1, True, math.inf),
     "curriculum_pass": (0, True, 1),
     "curriculum_until": (0, True, 1),
-    "micro_batch": (1, True, math.inf),
+    "micro_tokens": (1, True, math.inf),
     "segment_length": (1, True, math.inf),
 }
 
@@ -202,8 +210,8 @@ def _check_train(train: TrainConfig) -> None:
             "train.segment_gradients='truncated': they are cut between segments; give "
             "train.segment_length too, as in train.segment_length=4096"
         )
-    if train.precision == "16-mixed" and (truncated or train.micro_batch is not None):
-        key = "segment_gradients='truncated'" if truncated else f"micro_batch={train.micro_batch}"
+    if train.precision == "16-mixed" and (truncated or train.micro_tokens is not None):
+        key = "segment_gradients='truncated'" if truncated else f"micro_tokens={train.micro_tokens}"
         raise UserError(
             f"train.{key} with train.precision='16-mixed': gradients of parts are taken before the "
             "loss is scaled; take bf16-mixed or 32-true"

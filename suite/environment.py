@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import subprocess
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+ARCHIVAL = ".git_archival.txt"
 PACKAGES = (
     "seqbench",
     "torch",
@@ -47,7 +49,11 @@ def environment(device: torch.device, backends: dict[str, str]) -> dict[str, Any
 
 @lru_cache(maxsize=1)
 def commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit and whether it has changes; None outside a checkout."""
+    """The checkout's commit and whether it has changes.
+
+    Of a copy without git, as a release's archive is, the commit it was archived from, its changes
+    unknown (None); of an installed copy, None and None.
+    """
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -60,7 +66,15 @@ def commit() -> tuple[str | None, bool | None]:
             return None, None  # an installed copy that lies inside somebody else's checkout
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
-        return None, None
+        return archived_commit(folder.parent), None
+
+
+def archived_commit(folder: Path) -> str | None:
+    """The commit that `git archive` wrote into .git_archival.txt; None in a checkout."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = re.search(r"^node: ([0-9a-f]{40})$", (folder / ARCHIVAL).read_text(), re.M)
+        return found[1] if found else None
+    return None
 
 
 @lru_cache(maxsize=1)

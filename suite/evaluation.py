@@ -128,10 +128,12 @@ def tokens_within_reach(model: nn.Module, length: int, device: torch.device) -> 
             f"length {length} is too long: the state grows with it, so a row goes through in one "
             f"pass, of at most {MAX_ROW} tokens"
         )
-    flops, at_4, at_16 = (flops_per_token(model, n * PROBE, device) for n in (1, 4, 16))
-    by_length = ((at_16 - at_4) - (at_4 - flops)) / (9 * PROBE)
-    by_doubling = (at_4 - flops - by_length * 3 * PROBE) / 2
-    row = length * (flops + by_length * (length - PROBE) + by_doubling * math.log2(length / PROBE))
+    # Counted where a U-Net's centre has had its say; its share then grows no more.
+    probe = max(PROBE, getattr(model, "full_length", 1) // PROBE * PROBE)
+    flops, at_4, at_16 = (flops_per_token(model, n * probe, device) for n in (1, 4, 16))
+    by_length = max(0.0, ((at_16 - at_4) - (at_4 - flops)) / (9 * probe))
+    by_doubling = (at_4 - flops - by_length * 3 * probe) / 2
+    row = length * (flops + by_length * (length - probe) + by_doubling * math.log2(length / probe))
     if FEWEST_ROWS * row > MAX_FLOPS:
         return (
             f"length {length} is too long: {FEWEST_ROWS} sequences take "

@@ -52,8 +52,9 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     # What filled the fields above that nobody set: see suite/recipes.py.
     recipe: Literal["gpt3", "improved"] | None = None
-    # Rows of a train batch that go through the model at a time, their gradients added; None: all.
-    micro_batch: int | None = None
+    # Tokens of a train batch that go through the model at a time, in groups of whole rows (or of
+    # segments of them, below) whose gradients are added; None: all.
+    micro_tokens: int | None = None
     # Train sequences longer than this go through the model in pieces of so many tokens that carry
     # its state: memory no longer grows with the length. None: every sequence as a whole.
     segment_length: int | None = None
@@ -62,7 +63,7 @@ class TrainConfig:
 
 
 # Fields that came after the first records: at their default they leave an identity as it was.
-_LATER = ("recipe", "micro_batch", "segment_length", "segment_gradients")
+_LATER = ("recipe", "micro_tokens", "segment_length", "segment_gradients")
 
 
 @dataclass(frozen=True, kw_only=True)

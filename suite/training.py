@@ -138,8 +138,9 @@ class CellModule(lightning.LightningModule):
         self.tokens += batch.inputs.numel()
         inputs, targets = self._share(batch.inputs), self._share(batch.targets)
         train, (rows, length) = self.cell.train, inputs.shape
-        in_groups = train.micro_batch is not None and rows > train.micro_batch
-        in_pieces = train.segment_length is not None and length > train.segment_length
+        segment = min(length, train.segment_length or length)
+        at_once = max(1, (train.micro_tokens or rows * segment) // segment)
+        in_groups, in_pieces = rows > at_once, length > segment
         parts = in_groups or in_pieces or self._world > 1  # of the batch, in one loss
         if parts:
             answers = (batch.targets != IGNORE).sum().to(self.device)
@@ -169,18 +170,16 @@ class CellModule(lightning.LightningModule):
             if not in_pieces:
                 logits_BLV = self.logits(inputs[group], **resets_of(self.task, inputs[group]))
                 return of_group(logits_BLV, slice(0, length))
-            assert train.segment_length is not None
             return segmented_loss(
                 self.model,
                 of_group,
                 inputs[group],
-                segment=train.segment_length,
+                segment=segment,
                 gradients=train.segment_gradients,
             )
 
         if in_groups:
-            assert train.micro_batch is not None
-            loss = accumulated_loss(loss_of_rows, self.model, rows, at_once=train.micro_batch)
+            loss = accumulated_loss(loss_of_rows, self.model, rows, at_once=at_once)
         else:
             loss = loss_of_rows(slice(0, rows))
         if self.stage is not None:

@@ -13,9 +13,9 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pooch
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqbench.tasks.base import SPLITS, Batch, Scale, Split, Task, TaskError
+from seqbench.tasks.base import LATE, SPLITS, Batch, Scale, Split, Task, TaskError
 from seqbench.tasks.baselines import cached, markov_bits
 from seqbench.tasks.fetch import cache_folder, fetch, new_folder
 from seqbench.tasks.streams import Windows, digest, generator
@@ -52,6 +52,8 @@ class PianoConfig:
     dataset: Literal["piano-rendered", "youtubemix", "maestro-v3"] = "piano-rendered"
     path: str | None = None  # a folder of audio files, or one file, in place of the data set
     normalization: Literal["none", "min-max"] = "none"  # of every file; S4's loader: min-max to ±1
+    # Windows of other lengths to test on too: models trained at several lengths then meet on one.
+    test_lengths: tuple[int, ...] = field(default=(), metadata=LATE)
 
 
 class Piano(Task):
@@ -89,10 +91,10 @@ class Piano(Task):
             },
         ),
         "paper": Scale(
-            note="YouTubeMix, 2^20 samples a step in windows of 8192, 200K steps; the "
-            "model is a plain stack of 15 blocks where the paper's is a U-Net.",
+            note="YouTubeMix, 2^20 samples a step in windows of 8192, 200K steps, the U-Net of 15 "
+            "blocks; the paper's state is complex, and its S4 has a structured matrix.",
             task={"dataset": "youtubemix", "length": 8192, "normalization": "min-max"},
-            model={"d_model": 64, "num_layers": 15},
+            model={"backbone": "unet", "d_model": 64, "num_layers": 3},
             train={
                 "steps": 200_000,
                 "batch_size": 128,
@@ -115,8 +117,9 @@ class Piano(Task):
 
     def prepare(self) -> None:
         c = self.config
-        if c.length < 1:
-            raise TaskError(f"task.length={c.length}: a window has at least 1 sample")
+        for key, length in [("length", c.length), *(("test_lengths", n) for n in c.test_lengths)]:
+            if length < 1:
+                raise TaskError(f"task.{key}={length}: a window has at least 1 sample")
         folder = fetch(c.dataset) if c.path is None else Path(c.path).expanduser()
         where = f"task.dataset={c.dataset!r}" if c.path is None else f"task.path={c.path!r}"
         files = _audio_files(folder, where)
@@ -124,19 +127,16 @@ class Piano(Task):
         content = [(name, splits[name], sha) for name, sha in zip(files, _content(files))]
         self._fingerprint = digest(VERSION, c.normalization, *content)
         self._codes, self._clips = _encoded(self._fingerprint, files, splits, c.normalization)
-        self._windows = {
-            split: Windows([clip.region for clip in self._clips if clip.split == split], c.length)
-            for split in SPLITS
-        }
-        for split, windows in self._windows.items():
-            if not len(windows):
-                longest = max(
-                    (clip.length for clip in self._clips if clip.split == split), default=0
-                )
+        self._windows = self._cut()
+        wanted = [(split, "length", c.length) for split in SPLITS]
+        wanted += [("test", "test_lengths", n) for n in c.test_lengths]
+        for split, key, length in wanted:
+            longest = max((clip.length for clip in self._clips if clip.split == split), default=0)
+            if longest <= length:
                 raise TaskError(
                     f"{where}: the longest stretch of audio in split {split} has "
                     f"{longest} samples ({longest / RATE:.1f} s), too few for a window of "
-                    f"task.length={c.length} and the sample before it; give longer or more "
+                    f"task.{key}={length} and the sample before it; give longer or more "
                     "recordings, or a shorter length"
                 )
 
@@ -159,12 +159,31 @@ class Piano(Task):
     def num_batches(self, split: Split, batch_size: int) -> int | None:
         return None if split == "train" else -(-len(self._windows[split]) // batch_size)
 
+    def test_variants(self) -> dict[str, Self]:
+        variants = {
+            f"length={n}": self.with_config(length=n, test_lengths=())
+            for n in self.config.test_lengths
+        }
+        for variant in variants.values():  # of the same recordings
+            variant._fingerprint = self._fingerprint
+            variant._codes, variant._clips = self._codes, self._clips
+            variant._windows = variant._cut()
+        return variants
+
     def chance(self) -> float:
         return float(np.log2(LEVELS))
 
     def baselines(self) -> dict[str, float]:
         """Bits per sample of order-0 to order-2 Markov models and of a linear prediction."""
         return cached(VERSION, self._fingerprint, compute=self._baselines)
+
+    def _cut(self) -> dict[Split, Windows]:
+        return {
+            split: Windows(
+                [clip.region for clip in self._clips if clip.split == split], self.config.length
+            )
+            for split in SPLITS
+        }
 
     def _baselines(self) -> dict[str, float]:
         blocks = {

@@ -13,6 +13,7 @@ from seqbench.kernels.causal_conv1d import triton_kernels as kernels
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_TAPS = 16
 _BLOCK = 64  # channels of a program: rows of 128 bytes in bfloat16
+_STEP_BLOCK = 256  # channels of a program of `step`
 _CHUNK = 64  # steps of a program, of which backward walks K - 1 twice
 _STEPS = 4  # rows loaded together
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -97,6 +98,50 @@ def backward(
     if dbias is not None:
         dbias.copy_(dbias_PD.sum(0))
     return gradients
+
+
+def refuse_step(*, state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why `step` cannot take the call, or None."""
+    given = [each for each in (x, state, weight, bias) if each is not None]
+    if any(type(each) not in (Tensor, torch.nn.Parameter) for each in given):
+        return "a tensor has no memory of its own (a subclass of Tensor)"
+    if torch.is_grad_enabled() and any(each.requires_grad for each in given):
+        return "a gradient is asked for; a step has none here (use torch.no_grad)"
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses PyTorch's own operations better"
+    return refuse(x=x, weight=weight, bias=bias, activation=None, initial_state=state)
+
+
+def step(
+    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> tuple[Tensor, Tensor]:
+    """y (B, D) and the next state (B, K-1, D), both in x's dtype."""
+    batch, width = x.shape
+    taps = weight.shape[1]
+    x, state = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, state))
+    y, after = x.new_empty(batch, width), x.new_empty(batch, taps - 1, width)
+    block = min(_STEP_BLOCK, triton.next_power_of_2(width))
+    values: dict[str, Any] = {
+        "x": x,
+        "weight": weight.contiguous(),
+        "bias": bias,
+        "before": state,
+        "y": y,
+        "after": after,
+        "x_b": x.stride(0),
+        "before_b": state.stride(0),
+        "before_k": state.stride(1),
+        "width": width,
+        "TAPS": taps,
+        "BLOCK": block,
+        "SILU": activation == "silu",
+    }
+    kernel: Any = kernels.step
+    with torch.cuda.device_of(x):
+        kernel[(batch * triton.cdiv(width, block),)](
+            **{name: values[name] for name in kernel.arg_names}, num_warps=4
+        )
+    return y, after
 
 
 def _run(

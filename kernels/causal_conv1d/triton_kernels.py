@@ -116,6 +116,34 @@ def backward(
 
 
 @triton.jit
+def step(
+    x, weight, bias, before, y, after, x_b, before_b, before_k, width,
+    TAPS: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """y of one input, and the K - 1 inputs before the next."""
+    blocks = tl.cdiv(width, BLOCK)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    d = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = d < width
+    total_d = tl.zeros((BLOCK,), tl.float32)
+    if bias is not None:
+        total_d += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    for k in tl.static_range(TAPS):
+        if k < TAPS - 1:
+            x_d = tl.load(before + b * before_b + k * before_k + d, mask=inside, other=0.0)
+        else:
+            x_d = tl.load(x + b * x_b + d, mask=inside, other=0.0)
+        weight_d = tl.load(weight + d * TAPS + k, mask=inside, other=0.0).to(tl.float32)
+        total_d += weight_d * x_d.to(tl.float32)
+        if k > 0:
+            row = after + (b * (TAPS - 1) + k - 1) * width + d
+            tl.store(row, x_d.to(after.dtype.element_ty), mask=inside)
+    if SILU:
+        total_d *= _sigmoid(total_d)
+    tl.store(y + b * width + d, total_d.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _place(length, width, chunk, chunks, BLOCK: tl.constexpr):
     blocks = tl.cdiv(width, BLOCK)
     program = tl.program_id(0)

@@ -74,7 +74,10 @@ def selective_scan(
         dispatch.record("selective_scan", "reference")
         y, final_state = reference.scan(*arguments)
     else:
-        y, final_state, _ = _forward(*arguments, backend)
+        differentiated = torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in arguments
+        )
+        y, final_state, _ = _forward(*arguments, backend, differentiated)
     y = y.to(u.dtype)
     return (y, final_state) if return_final_state else y
 
@@ -97,19 +100,15 @@ def selective_scan_step(
 
     Shapes: state (B, D, N); u, delta, z (B, D); B and C each (B, N) or (B, 1, N) selective, or
     (D, N) constant. Where the batch is as large as the width only (B, 1, N) tells them apart.
-    `cpu` has a step of its own, for a float32 state without gradients, which `auto` takes where it
-    can; every other backend's step is these few operations of PyTorch.
+    `cpu` and `triton` have a step of their own, for a state in single precision without gradients,
+    which `auto` takes where it can; every other backend's step is these few operations of PyTorch.
     """
     B, C = (_step_projection(name, x, state) for name, x in (("B", B), ("C", C)))
-    if backend in ("auto", "cpu") and state.device.type == "cpu":
-        cpu = dispatch.load("selective_scan", "cpu")
-        inputs = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-        reason = cpu.refuse_step(state=state, **inputs)
-        if reason is None:
-            y_BD, state = cpu.step(state, *inputs.values(), delta_softplus)
-            return y_BD.to(u.dtype), state
-        if backend == "cpu":
-            raise dispatch.BackendRefused(f"selective_scan_step: backend 'cpu' refuses: {reason}")
+    inputs = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    fused = _fused_step(backend, state, inputs)
+    if fused is not None:
+        y_BD, state = fused.step(state, *inputs.values(), delta_softplus)
+        return y_BD.to(u.dtype), state
     params, real = state.dtype, state.real.dtype
     delta_BD, u_BD = delta.to(real), u.to(real)
     if delta_bias is not None:
@@ -126,6 +125,21 @@ def selective_scan_step(
     if z is not None:
         y_BD = y_BD * F.silu(z.to(real))
     return y_BD.to(u.dtype), state
+
+
+def _fused_step(backend: str, state: Tensor, inputs: dict[str, Tensor | None]) -> Any:
+    """The backend that has a step of its own for this call, or None."""
+    on = {"cpu": "cpu", "cuda": "triton"}
+    name = on.get(state.device.type, "torch") if backend == "auto" else backend
+    if name not in on.values() or name not in dispatch.names("selective_scan"):
+        return None
+    module = dispatch.load("selective_scan", name)
+    reason = module.refuse_step(state=state, **inputs)
+    if reason is None:
+        return module
+    if backend == "auto":
+        return None
+    raise dispatch.BackendRefused(f"selective_scan_step: backend {name!r} refuses: {reason}")
 
 
 def example(device: str) -> dict[str, Any]:
@@ -235,12 +249,14 @@ def _forward(
     initial_state: Tensor | None,
     reset: Tensor | None,
     backend: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the final state, and, to `keep` for backward, the checkpoints, else nothing (0,)."""
     call = (u, delta, A, B, C, D, z, delta_bias)
     name, module = _resolve(backend, *call, initial_state, reset)
     dispatch.record("selective_scan", name)
     with torch.autocast(u.device.type, enabled=False):
-        return module.forward(*call, delta_softplus, initial_state, reset)
+        return module.forward(*call, delta_softplus, initial_state, reset, keep)
 
 
 @_forward.register_fake
@@ -257,10 +273,11 @@ def _(
     initial_state: Tensor | None,
     reset: Tensor | None,
     backend: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, module = _resolve(backend, u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
     batch, length, width = u.shape
-    checkpoints = module.checkpoints_shape(batch, length, width, A.shape[1])
+    checkpoints = module.checkpoints_shape(batch, length, width, A.shape[1]) if keep else (0,)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     return y, A.new_empty(batch, *A.shape), A.new_empty(checkpoints)
 
@@ -322,7 +339,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, delta_softplus, initial_state, reset, backend = inputs
+    *tensors, delta_softplus, initial_state, reset, backend, _ = inputs
     ctx.delta_softplus, ctx.backend = delta_softplus, backend
     ctx.save_for_backward(*tensors, initial_state, reset, output[2])
     ctx.mark_non_differentiable(output[2])
@@ -348,7 +365,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: 
         )
     )
     *inputs, dinitial = (next(gradients) if needed else None for needed in needs)
-    return *inputs, None, dinitial, None, None
+    return *inputs, None, dinitial, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -64,21 +64,23 @@ def forward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     reset: Tensor | None,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B, L, D), the final state (B, D, N), and the checkpoints backward starts from."""
+    """y (B, L, D), the final state (B, D, N), and, to `keep`, the checkpoints for backward."""
     batch, length, width = u.shape
     y_BLD = native.empty(u.shape, u.dtype)
     final_BDN = native.empty((batch, *A.shape), A.dtype)
     checkpoints = native.empty(checkpoints_shape(batch, length, width, A.shape[1]), A.dtype)
+    kept = checkpoints if keep else A.new_empty(0)
     if y_BLD.numel() == 0:
         if initial_state is None:
-            return y_BLD, final_BDN.zero_(), checkpoints
-        return y_BLD, final_BDN.copy_(initial_state), checkpoints
+            return y_BLD, final_BDN.zero_(), kept
+        return y_BLD, final_BDN.copy_(initial_state), kept
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
     call.point(checkpoints=checkpoints, final_state=final_BDN)
     call.receive(y=y_BLD)
     call.run("forward")
-    return y_BLD, final_BDN, checkpoints
+    return y_BLD, final_BDN, kept
 
 
 def backward(

@@ -45,13 +45,14 @@ def forward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     reset: Tensor | None,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y in u's dtype, the final state, the states at the chunks' starts (B, K, D, N)."""
+    """y in u's dtype, the final state, and, to `keep`, the chunks' starts (B, K, D, N)."""
     batch, length, width = u.shape
     start_BDN = A.new_zeros(batch, *A.shape) if initial_state is None else initial_state
     if u.numel() == 0:
-        empty = A.new_zeros(checkpoints_shape(batch, length, width, A.shape[1]))
-        return torch.zeros_like(u), start_BDN.clone(), empty
+        shape = checkpoints_shape(batch, length, width, A.shape[1]) if keep else (0,)
+        return torch.zeros_like(u), start_BDN.clone(), A.new_zeros(shape)
     x = _chunk(u, delta, A, B, C, delta_bias, delta_softplus, reset)
     steps, _, chunks = x.u.shape[:3]
 
@@ -73,7 +74,8 @@ def forward(
         y_BLD = y_BLD + D * u
     if z is not None:
         y_BLD = y_BLD * F.silu(z.to(y_BLD.dtype))
-    return y_BLD.to(u.dtype).contiguous(), start_BDN.clone(), starts_BKDN
+    kept = starts_BKDN if keep else A.new_empty(0)
+    return y_BLD.to(u.dtype).contiguous(), start_BDN.clone(), kept
 
 
 def backward(

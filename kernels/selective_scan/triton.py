@@ -29,6 +29,7 @@ _WARP = 32
 _NUMBERS = 8  # of a state tile, a lane
 _LANES = 16  # channels side by side in a warp: rows of 32 bytes in bfloat16
 _MAX_BLOCK = 32  # channels of a program
+_STEP_NUMBERS = 512  # of the state a program of `step` advances
 _PROGRAMS_TO_FILL = 6  # a multiprocessor, below which the length is cut
 _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
 
@@ -77,14 +78,19 @@ def forward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     reset: Tensor | None,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B, L, D), the final state (B, D, N), and the checkpoints backward starts from."""
+    """y (B, L, D), the final state (B, D, N), and, to `keep`, the checkpoints for backward.
+
+    They are 40 % of the bytes that the kernel moves.
+    """
     batch, length, width = u.shape
     y_BLD = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     final_BDN = A.new_empty(batch, *A.shape)
     # Tiles of whole blocks leave what pads the width unwritten.
-    allocate = A.new_zeros if width % _MAX_BLOCK else A.new_empty
-    checkpoints = allocate(checkpoints_shape(batch, length, width, A.shape[1]))
+    allocate = A.new_zeros if keep and width % _MAX_BLOCK else A.new_empty
+    shape = checkpoints_shape(batch, length, width, A.shape[1]) if keep else (0,)
+    checkpoints = allocate(shape)
     if y_BLD.numel() == 0:
         final_BDN.zero_() if initial_state is None else final_BDN.copy_(initial_state)
         return y_BLD, final_BDN, checkpoints
@@ -102,7 +108,7 @@ def forward(
             starts=starts,
             y=y_BLD,
             final=_numbers(final_BDN),
-            checkpoints=_numbers(checkpoints),
+            checkpoints=_numbers(checkpoints) if keep else None,
         )
     return y_BLD, final_BDN, checkpoints
 
@@ -177,6 +183,70 @@ def backward(
             gradient = (call.whole(gradient) if x.ndim == 2 else gradient).to(x.dtype)
         gradients.append(gradient)
     return tuple(gradients)
+
+
+def refuse_step(*, state: Tensor, **inputs: Tensor | None) -> str | None:
+    """Why `step` cannot take the call, or None."""
+    given = (state, *(x for x in inputs.values() if x is not None))
+    device = "cpu" if _INTERPRETED else "cuda"
+    for x in given:
+        if x.device.type != device:
+            return f"a tensor is on {x.device}; it runs on {device}"
+        if type(x) not in (Tensor, torch.nn.Parameter):
+            return "a tensor has no memory of its own (a subclass of Tensor)"
+    if state.dtype not in (torch.float32, torch.complex64):
+        return f"the state is {state.dtype}; it takes float32 and complex64"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return "a gradient is asked for; a step has none here (use torch.no_grad)"
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses PyTorch's own operations better"
+    return None
+
+
+def step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """y (B, D) in u's dtype and the next state; B and C broadcast to (B, D, N)."""
+    batch, width, n = state.shape
+    after, y = torch.empty_like(state), torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    rows = triton.next_power_of_2(n)
+    values: dict[str, Any] = {
+        "before": _numbers(state.contiguous()),
+        "A": _numbers(A.to(state.dtype).contiguous()),
+        "after": _numbers(after),
+        "y": y,
+        "width": width,
+        "STATE": n,
+        "ROWS": rows,
+        "BLOCK": max(1, _STEP_NUMBERS // rows),
+        "SOFTPLUS": delta_softplus,
+        "COMPLEX": state.is_complex(),
+    }
+    for name, x in (("u", u), ("delta", delta), ("z", z)):
+        values[name] = x if x is None or x.stride(-1) == 1 else x.contiguous()
+        values[f"{name}_b"] = 0 if x is None else values[name].stride(0)
+    for name, x in (("D", D), ("bias", delta_bias)):
+        values[name] = None if x is None else x.contiguous()
+    for name, x in (("B", B), ("C", C)):
+        selective = x.ndim == 3 and x.shape[:2] == (batch, 1)
+        x = _numbers(x if x.stride(-1) == 1 else x.contiguous())
+        values[name] = x
+        values[f"{name}_b"] = x.stride(0) if selective else 0
+        values[f"{name}_d"] = 0 if selective else x.stride(-3 if state.is_complex() else -2)
+    programs = batch * triton.cdiv(width, values["BLOCK"])
+    kernel: Any = kernels.step
+    with torch.cuda.device_of(state):
+        kernel[(programs,)](**{name: values[name] for name in kernel.arg_names}, num_warps=2)
+    return y, after
 
 
 class _Plan(NamedTuple):

@@ -82,7 +82,7 @@ def forward(
         C += b * C_b
         next_C = _load_projections(C, C_l, begin, begin, end, n, STATE, STEPS, COMPLEX)
     for t in range(begin, end, STEPS):
-        if t % EVERY == 0:
+        if checkpoints is not None and t % EVERY == 0:
             kept = _tile(checkpoints, checkpoint, block, width, STATE, BLOCK, COMPLEX)
             _store_tile(kept, tile, hr, hi, n, STATE, BLOCK, COMPLEX)
             checkpoint += 1
@@ -467,6 +467,59 @@ def backward(
         if begin == 0:
             origin = _contract_offsets(b, d, n, width, STATE)
             _store_state(dinitial, origin, gr, gi, state, COMPLEX)
+
+
+@triton.jit
+def step(
+    before, u, delta, z, A, B, C, D, bias, after, y,
+    u_b, delta_b, z_b, B_b, B_d, C_b, C_d,
+    width,
+    STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
+):  # fmt: skip
+    """One step of a block of channels of one sequence, tiles (BLOCK, N) as they lie in memory."""
+    PARTS: tl.constexpr = 2 if COMPLEX else 1
+    blocks = tl.cdiv(width, BLOCK)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    d = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.arange(0, ROWS)[None, :]
+    inside = d < width
+    mask = inside[:, None] & (n < STATE)
+    of_channel = PARTS * (d[:, None] * STATE + n)
+    of_state = b * width * STATE * PARTS + of_channel
+    u_d = tl.load(u + b * u_b + d, mask=inside, other=0.0).to(tl.float32)
+    delta_d = tl.load(delta + b * delta_b + d, mask=inside, other=0.0).to(tl.float32)
+    if bias is not None:
+        delta_d += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    if SOFTPLUS:
+        delta_d = _softplus(delta_d)
+    of_B = b * B_b + d[:, None] * B_d + PARTS * n
+    of_C = b * C_b + d[:, None] * C_d + PARTS * n
+    hr = tl.load(before + of_state, mask=mask, other=0.0)
+    Br = tl.load(B + of_B, mask=mask, other=0.0).to(tl.float32)
+    Cr = tl.load(C + of_C, mask=mask, other=0.0).to(tl.float32)
+    size = tl.exp2(delta_d[:, None] * (tl.load(A + of_channel, mask=mask, other=0.0) * _LOG2E))
+    drive = (delta_d * u_d)[:, None]
+    if COMPLEX:
+        hi = tl.load(before + of_state + 1, mask=mask, other=0.0)
+        Bi = tl.load(B + of_B + 1, mask=mask, other=0.0)
+        Ci = tl.load(C + of_C + 1, mask=mask, other=0.0)
+        angle = delta_d[:, None] * tl.load(A + of_channel + 1, mask=mask, other=0.0)
+        ar, ai = size * tl.cos(angle), size * tl.sin(angle)
+        nr = ar * hr - ai * hi + drive * Br
+        ni = ar * hi + ai * hr + drive * Bi
+        tl.store(after + of_state + 1, ni, mask=mask)
+        y_d = 2.0 * tl.sum(nr * Cr - ni * Ci, 1)
+    else:
+        nr = size * hr + drive * Br
+        y_d = tl.sum(nr * Cr, 1)
+    tl.store(after + of_state, nr, mask=mask)
+    if D is not None:
+        y_d += tl.load(D + d, mask=inside, other=0.0).to(tl.float32) * u_d
+    if z is not None:
+        z_d = tl.load(z + b * z_b + d, mask=inside, other=0.0).to(tl.float32)
+        y_d *= z_d * _sigmoid(z_d)
+    tl.store(y + b * width + d, y_d.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit

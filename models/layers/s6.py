@@ -151,10 +151,12 @@ class S6(SequenceLayer):
         N_B, N_C = config.d_state * config.selective_B, config.d_state * config.selective_C
         if self.rank + N_B + N_C:
             r, B, C = self.x_proj(x_BLD).split([self.rank, N_B, N_C], -1)
-        if config.selective_dt:
+        if config.selective_dt and x_BLD.device.type == "cpu":
             # The transpose in memory: with the weight as it lies, the CPU's products for the
             # gradients of so thin a map cost as much as all of in_proj's.
             delta_BLD = r @ self.dt_proj.weight.T.contiguous()
+        elif config.selective_dt:
+            delta_BLD = self.dt_proj(r)
         else:
             delta_BLD = torch.zeros_like(x_BLD)
         B = self._paired(B) if config.selective_B else self._constant(self.B)

@@ -76,7 +76,7 @@ def check_block(name: str) -> list[Finding]:
 
 def config(s: Subject) -> str:
     """The options are frozen, keyword-only dataclasses with defaults."""
-    configs = config_of(s.name)
+    configs = config_of(s.name, s.options.get("backbone"))
     for one in configs:
         frozen_config(one)
     return ", ".join(one.__name__ for one in configs)
@@ -214,7 +214,9 @@ def state_size(s: Subject) -> str:
 
 def gradients(s: Subject) -> str:
     """The loss reaches every parameter."""
-    model, tokens = s.model(), _tokens(2, 12)
+    model = s.model()
+    # A U-Net's centre says its first word when as many positions are over.
+    tokens = _tokens(2, max(12, getattr(model, "full_length", 1)))
     nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
     named = dict(model.named_parameters())
     idle = [n for n, p in named.items() if p.grad is None or not p.grad.abs().max() > 0]
@@ -238,7 +240,8 @@ def weight_decay(s: Subject) -> str:
 
 def autocast(s: Subject) -> str:
     """It trains under bfloat16 autocast, near the float32 result."""
-    model, tokens = s.model().float(), _tokens(2, 12)
+    model = s.model().float()
+    tokens = _tokens(2, max(12, getattr(model, "full_length", 1)))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(tokens).float().logsumexp(-1).mean()
     loss.backward()
@@ -252,8 +255,10 @@ def autocast(s: Subject) -> str:
 
 def config_keys_live(s: Subject) -> str:
     """Changing an option, by itself or beside another, changes parameters, outputs or the state."""
-    options = {**options_of(s.name), **s.options}
-    hints = {k: v for one in config_of(s.name) for k, v in get_type_hints(one).items()}
+    backbone = s.options.get("backbone")
+    configs = config_of(s.name, backbone)
+    options = {**options_of(s.name, backbone), **s.options}
+    hints = {k: v for one in configs for k, v in get_type_hints(one).items()}
     others = {key: alternatives(hints[key], value) for key, value in options.items()}
     live, untried = [], []
     for key in options if s.keys is None else s.keys:
@@ -262,7 +267,7 @@ def config_keys_live(s: Subject) -> str:
             untried.append(key)
             continue
         # Some options only count under another: the MLP's width where there is an MLP.
-        siblings = next(h for h in map(get_type_hints, config_of(s.name)) if key in h)
+        siblings = next(h for h in map(get_type_hints, configs) if key in h)
         beside = ({k: v} for k in siblings if k != key for v in others[k][:3])
         need(
             changed or any(_changes(s, key, others[key], more) for more in beside),

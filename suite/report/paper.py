@@ -272,7 +272,7 @@ SERIES: tuple[Series, ...] = (
         f"complex state; {_UNET}",
     ),
     _piano(
-        "none+s4",
+        "sashimi none+s4",
         "SaShiMi (S4+MLP)",
         [1.467, 1.425, 1.405, 1.378, 1.368, 1.358, 1.350, 1.351],
         f"with an MLP; {_UNET}",
@@ -284,7 +284,7 @@ SERIES: tuple[Series, ...] = (
         _UNET,
     ),
     _piano_ablation(
-        "none+s4",
+        "sashimi none+s4",
         "S4+MLP",
         [1.501, 1.423, 1.370, 1.321, 1.282, 1.261, 1.246, 1.252],
         f"with an MLP; {_UNET}",

@@ -31,6 +31,21 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("hyena", {"order": 3, "filter_bands": 2, "filter_depth": 1}),
     ("none+s6", {"output": "linear", "activation": "silu"}),
     ("none+s4", {"activation": "none"}),
+    ("sashimi", {"pool": 2}),
+    ("sashimi", {"backbone": "stack"}),
+    ("mamba", {"backbone": "unet", "pool": 2, "init": "complex"}),
+    ("mamba", {"backbone": "unet", "pool": 3, "pools": 1, "widen": 1, "positions": "sinusoidal"}),
+    ("h3+hyena", {"backbone": "unet", "pool": 2}),
+    ("transformer++", {"backbone": "unet", "pool": 5, "pools": 1, "center": "mamba"}),
+    (
+        "mamba",
+        {
+            "backbone": "unet",
+            "pool": 2,
+            "center": "transformer+attention",
+            "center_options": {"mlp_expand": 1.0},
+        },
+    ),
 ]
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in o.items())]) for name, o in VARIANTS]
 every_model = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)

@@ -32,7 +32,7 @@ def score(of: torch.nn.Module, *, tokens: int = 1200, batch: int = 10) -> dict[s
     return evaluate(of, task, "test", batch_size=batch, max_tokens=tokens, device=CPU)
 
 
-@pytest.mark.parametrize("name", ["mamba", "s4", "h3", "transformer", "hyena"])
+@pytest.mark.parametrize("name", ["mamba", "s4", "h3", "transformer", "hyena", "sashimi"])
 def test_pieces_and_groups_score_what_a_whole_pass_does(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +74,8 @@ def test_reach_ends_where_cost_or_memory_does(monkeypatch: pytest.MonkeyPatch) -
     assert "FLOPs" in str(far) and isinstance(tokens_within_reach(mamba, 2**16, CPU), int)
     # What three short lengths foretell is what a long one costs, FFTs too.
     monkeypatch.setattr(evaluation, "MAX_FLOPS", 2**40)
-    for each in (attention, mamba, model("h3"), hyena):
+    unets = model("sashimi"), model("mamba", backbone="unet")
+    for each in (attention, mamba, model("h3"), hyena, *unets):
         flops = evaluation.flops_per_token(each, 4096, CPU) * 4096
         reach = tokens_within_reach(each, 4096, CPU)
         assert isinstance(reach, int) and reach == pytest.approx(2**40 / flops * 4096, rel=0.1)

@@ -44,6 +44,28 @@ def test_all_rows_have_one_recipe_and_as_many_seeds(grid: str, seeds: int) -> No
     assert len(grid_module(grid).SEEDS) >= seeds
 
 
+def test_piano_length_sees_as_many_samples_a_step_at_every_length() -> None:
+    module = grid_module("piano-length")
+    found = cells("piano-length", "cpu")
+    assert {c.task_config["length"] * c.train.batch_size for c in found} == {2**15}
+    assert len({repr(replace(c.train, batch_size=1)) for c in found}) == 1
+    assert len(found) * len(module.SEEDS) <= 25
+    assert {(c.model, c.model_config["backbone"]) for c in found} == {
+        ("mamba", "unet"),
+        ("sashimi", "unet"),
+    }
+    assert {c.model_config["init"] for c in found if c.model == "mamba"} == {"complex"}
+    # Table 14 of the paper.
+    batches = {
+        r.settings["task.length"]: r.settings["train.batch_size"] for r in module.requests("paper")
+    }
+    assert list(batches.values()) == [128, 64, 32, 16, 8, 4, 2, 1] and 958464 in batches
+    drawn, common = module.figures("cpu")
+    assert drawn.variant == "" and common.variant == "length=32768"
+    theirs = {line.name: line.beside for line in drawn.paper}
+    assert set(theirs.values()) == {line.name for line in drawn.lines}
+
+
 def test_table_1_has_the_papers_pairs_at_near_equal_size() -> None:
     from seqbench.models.build import build_model
 

@@ -355,10 +355,10 @@ def test_training_in_segments_gives_the_curve_of_whole_sequences(
 
 @pytest.mark.parametrize("changes", [{}, {"train__segment_length": 12}])
 def test_rows_in_groups_give_the_curve_of_the_whole_batch(changes: Any, tmp_path: Path) -> None:
-    """Batches of 8 rows of 32 tokens, 3 rows at a time; earlier stages have as many rows."""
+    """Batches of 8 rows of 32 tokens, 3 rows at a time, or 8 of 12 tokens."""
     changes = {"train__delta_penalty": 0.01, "train__steps": 20, **changes}
     whole = run(cell(**changes), tmp_path / "whole")
-    groups = run(cell(train__micro_batch=3, **changes), tmp_path / "groups")
+    groups = run(cell(train__micro_tokens=96, **changes), tmp_path / "groups")
     for a, b in zip(whole.curve, groups.curve, strict=True):
         assert b.train_loss == pytest.approx(a.train_loss, rel=1e-3)
         assert b.validation["loss"] == pytest.approx(a.validation["loss"], rel=1e-3)

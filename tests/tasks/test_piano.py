@@ -120,6 +120,32 @@ def test_train_windows_start_anywhere_and_reach_both_ends(folder: Path) -> None:
     assert same.any(dim=0).all()
 
 
+def test_windows_reach_the_papers_longest(embedded: Piano) -> None:
+    task = embedded.with_config(length=958_464)  # of a minute's 960,000 samples
+    task.prepare()
+    for split in SPLITS:
+        inputs, targets = task.batch(split, 0, 1)
+        assert inputs.shape == targets.shape == (1, 958_464)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert task.num_batches("test", 1) == 1
+
+
+def test_test_lengths_give_variants_of_the_same_recordings(folder: Path) -> None:
+    soundfile.write(folder / "one.wav", noise(100_000), RATE)
+    task = Piano(PianoConfig(path=str(folder), length=1000, test_lengths=(500, 5000)))
+    task.prepare()
+    found = task.test_variants()
+    assert list(found) == ["length=500", "length=5000"]
+    assert found["length=5000"].batch("test", 0, 9).inputs.shape == (1, 5000)
+    assert found["length=500"].fingerprint() == task.fingerprint()
+    assert all(variant.test_variants() == {} for variant in found.values())
+    task = Piano(PianoConfig(path=str(folder), length=1000, test_lengths=(50_000,)))
+    with pytest.raises(TaskError, match=r"split test has 6000 .* of task\.test_lengths=50000"):
+        task.prepare()
+    with pytest.raises(TaskError, match=r"task\.test_lengths=0"):
+        Piano(PianoConfig(path=str(folder), test_lengths=(0,))).prepare()
+
+
 def test_mu_law_agrees_with_its_formula() -> None:
     wave = np.linspace(-1, 1, 2001)
     companded = np.sign(wave) * np.log1p(255 * np.abs(wave)) / np.log(256)

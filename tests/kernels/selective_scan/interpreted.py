@@ -9,9 +9,11 @@ import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from seqbench.kernels.selective_scan import selective_scan, selective_scan_step
 from seqbench.kernels.selective_scan import triton as scan
 
 there = runpy.run_path(str(Path(__file__).with_name("test_selective_scan.py")))
@@ -29,6 +31,14 @@ CASES = [
     (replace(base, batch=1, state=33, width=3, dtype=torch.float16, length=5), False),
 ]
 
+STEPS = [
+    replace(base, length=3),
+    replace(base, length=3, complex=True),
+    replace(base, length=3, complex=True, selective=""),
+    replace(base, length=3, width=35, state=16, dtype=torch.bfloat16, selective="B"),
+    replace(base, length=3, softplus=False, without=there["OPTIONAL"]),
+]
+
 
 def main() -> None:
     torch.use_deterministic_algorithms(True)  # with which memory not yet written is NaN
@@ -43,7 +53,32 @@ def main() -> None:
             assert x.shape == expected.shape and not x.isnan().any(), (str(case), name)
             worst = max(worst, there["error"](x, expected) / there["TOLERANCE"][x.real.dtype])
         found[f"{case}-{'cut' if cut else 'whole'}"] = worst
+    for case in STEPS:
+        found[f"{case}-step"] = step_error(case)
     print(json.dumps(found))
+
+
+def step_error(case: Any) -> float:
+    """By how much three steps miss `forward`, over what is allowed."""
+    inputs = there["draw"](case)
+    options = {"delta_softplus": case.softplus, "backend": "triton"}
+    y, final_state = selective_scan(**inputs, return_final_state=True, **options)
+    unkept = scan.forward(
+        **{**dict.fromkeys(("D", "z", "delta_bias", "initial_state", "reset")), **inputs},
+        delta_softplus=case.softplus,
+        keep=False,
+    )
+    assert unkept[0].equal(y) and unkept[1].equal(final_state) and unkept[2].numel() == 0
+    state = inputs.pop("initial_state", torch.zeros_like(final_state))
+    worst = 0.0
+    for t in range(case.length):
+        now = {
+            name: x[:, t] if name in "u delta z" or x.ndim == 3 else x for name, x in inputs.items()
+        }
+        y_BD, state = selective_scan_step(state, **now, **options)
+        assert y_BD.dtype == y.dtype
+        worst = max(worst, there["error"](y_BD, y[:, t]) / (2 * there["TOLERANCE"][case.dtype]))
+    return max(worst, there["error"](state, final_state) / there["TOLERANCE"][torch.float32])
 
 
 if __name__ == "__main__":

@@ -368,8 +368,12 @@ def test_opcheck(where: tuple[str, str], case: Case) -> None:
     before = [inputs.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     after = [inputs.get("initial_state"), inputs.get("reset"), backend]
     op = torch.ops.seqbench.selective_scan.default
-    arguments = (*before, case.softplus, *after)
-    torch.library.opcheck(op, arguments, rtol=TOLERANCE[case.dtype], atol=TOLERANCE[case.dtype])
+    tolerance = TOLERANCE[case.dtype]
+    keep = (*before, case.softplus, *after, True)
+    torch.library.opcheck(op, keep, rtol=tolerance, atol=tolerance)
+    alone = tuple(x.detach() if isinstance(x, Tensor) else x for x in keep[:-1])
+    torch.library.opcheck(op, (*alone, False), rtol=tolerance, atol=tolerance)
+    assert op(*alone, False)[2].numel() == 0 < op(*alone, True)[2].numel()
 
 
 @for_op

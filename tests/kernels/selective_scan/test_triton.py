@@ -18,7 +18,8 @@ pytest.importorskip("triton")
 from seqbench.kernels.selective_scan import triton as scan
 
 _compiled = runpy.run_path(str(Path(__file__).parents[1] / "compiled.py"))
-KERNELS = ("forward", "chunk_states", "chunk_starts", "chunk_adjoints", "backward")
+KERNELS = ("forward", "chunk_states", "chunk_starts", "chunk_adjoints", "backward", "step")
+SEQUENCES = ("u", "delta", "z")
 
 
 def test_interpreted_values_and_gradients_equal_the_float64_loop() -> None:
@@ -31,7 +32,7 @@ def test_interpreted_values_and_gradients_equal_the_float64_loop() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 9
+    assert len(found) == 14
     for case, error in found.items():
         # The interpreter truncates to bfloat16 where GPUs round: twice the error.
         assert error <= (2 if case.startswith("bfloat16") else 1), found
@@ -50,6 +51,10 @@ def test_no_kernel_but_backward_spills_in_its_default_configuration(
         call = arguments(1, 2048, 1024, 16)
         y, final, checkpoints = scan.forward(**call)
         scan.backward(y, final, **call, checkpoints=checkpoints, needs=(True,) * 9)
+        call.pop("initial_state"), call.pop("reset")
+        now = {name: x[:, :1] if name in "BC" else x[:, 0] if name in SEQUENCES else x
+               for name, x in call.items()}  # fmt: skip
+        scan.step(final, **now)
     for name, kernel in kernels.items():
         used = _compiled["resources"](kernel.source(), target)
         allowed = 128 if name == "backward" else 0

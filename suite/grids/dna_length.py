@@ -1,0 +1,102 @@
+"""DNA by context length: mamba from 2^10 bases on, at constant tokens a step (Figure 5, right).
+
+Beyond 2^10 with the paper's sequence-length warm-up: training begins at 2^10 and the length doubles
+until it is the cell's own; the curve in the record says where it stood. Longer sequences than a
+segment are trained in pieces with exact gradients, so that memory is the same at every length.
+
+cpu: 2^10 to 2^16 on the 4 Mbp of chromosome 20 that come with the package, 24M tokens each (7
+epochs), the warm-up within a quarter of them. Test is the same 400 kbp at every length, cut into
+windows: only 6 of 2^16. paper: 2^10 to 2^20 on hg38 (1 GB to fetch) with the Basenji split, 2^24
+tokens a step, 20K steps, the warm-up two epochs a length: 1.4M parameters and 7M.
+
+Cost: cpu, 8 cells of 7 to 8 minutes on one core each. paper, not run: 12 cells of 3.4e11 tokens.
+Expected: cpu, within a few hundredths of a perplexity at all lengths: so small a model and so few
+tokens leave little to gain from context, and the paper's own gain from 2^10 to 2^16 is 0.03.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seqbench.suite.experiment import Request
+
+TITLE = "DNA: perplexity by context length"
+SEEDS = (0, 1)
+SHORTEST = 2**10
+CPU_LENGTHS = tuple(2**k for k in (10, 12, 14, 16))
+PAPER_LENGTHS = tuple(2**k for k in (10, 12, 14, 16, 18, 20))
+CPU_TOKENS, PAPER_TOKENS = 2**16, 2**24  # a step
+PAPER_EPOCH = 34_021 * 2**17  # bases of the paper's train segments, up to that length
+PAPER_STEPS = 20_000
+
+
+def requests(scale: str) -> list[Request]:
+    """Lengths, shortest first."""
+    if scale != "paper":
+        return [_request(scale, _cpu(length)) for length in CPU_LENGTHS]
+    return [
+        _request(scale, {**_paper(length), "model.num_layers": layers, "model.d_model": width})
+        for layers, width in ((12, 128), (16, 256))
+        for length in PAPER_LENGTHS
+    ]
+
+
+def _request(scale: str, settings: dict[str, Any]) -> Request:
+    return Request(task="dna", model="mamba", scale=scale, settings=settings)
+
+
+def _cpu(length: int) -> dict[str, Any]:
+    return {
+        "task.length": length,
+        "train.steps": 360,
+        "train.batch_size": CPU_TOKENS // length,
+        "train.lr": 8e-3,
+        "train.warmup_steps": 36,
+        "train.beta2": 0.95,
+        "train.eval_every": 60,
+        "train.eval_batches": 8,  # all of validation
+        "train.test_batches": 8,  # and of test
+        # What the caches of a core hold is fastest.
+        "train.micro_tokens": 2**13,
+        "train.segment_length": 2**13,
+        **_warm_up(length, until=0.25),
+    }
+
+
+def _paper(length: int) -> dict[str, Any]:
+    # Two epochs a length: up to 2^17 one has every base once, beyond it two windows a segment.
+    epochs = sum(1 if n <= 2**17 else 2 * n // 2**17 for n in _shorter(length))
+    return {
+        "task.length": length,
+        "task.sampling": "segments",
+        "train.steps": PAPER_STEPS,
+        "train.batch_size": PAPER_TOKENS // length,
+        "train.lr": 8e-3,
+        "train.warmup_steps": PAPER_STEPS // 10,
+        "train.precision": "bf16-mixed",
+        "train.eval_batches": 2,
+        "train.test_batches": 2,
+        "train.micro_tokens": 2**17,
+        "train.segment_length": 2**17,
+        **_warm_up(length, until=2 * epochs * PAPER_EPOCH / PAPER_TOKENS / PAPER_STEPS),
+    }
+
+
+def _warm_up(length: int, *, until: float) -> dict[str, Any]:
+    """Every stage has the same share of the first `until` of the steps."""
+    if length == SHORTEST:
+        return {}
+    return {
+        "task.warmup_from": SHORTEST,
+        "train.curriculum": True,
+        "train.curriculum_pass": 1.0,  # never by accuracy
+        "train.curriculum_until": round(until, 4),
+    }
+
+
+def _shorter(length: int) -> list[int]:
+    found, n = [], SHORTEST
+    while n < length:
+        found.append(n)
+        n *= 2
+    return found
