@@ -40,6 +40,7 @@ from seqbench.suite.report.tables import (
     is_share,
     metric_label,
     metric_text,
+    perplexity_by_position,
     variant_score,
 )
 from seqbench.suite.report.verdict import Verdict
@@ -110,6 +111,8 @@ def draw_all(
             yield curves(panel)
         for key in _variant_keys(panel):
             yield against_variant(panel, key)
+        if any(r.by_position for r in panel.records):
+            yield against_position(panel)
         if len([e for e in panel.entries if e.group.score]) > 1:
             yield against_cost(panel, style)
         if results is not None and (plot := selection(panel, results)) is not None:
@@ -282,6 +285,40 @@ def against_variant(panel: Panel, key: str) -> Plot:
         sources = ", ".join(dict.fromkeys(s.source for s, _ in theirs))
         caption += f" Hollow and dashed: the paper's own numbers ({sources}; {series.setting})."
     return page.plot(f"{slug(key)}-{panel.slug}", caption, [r.digest for r in panel.records])
+
+
+def against_position(panel: Panel) -> Plot:
+    """Test perplexity a token against the tokens before it in its sequence: what context is worth.
+
+    A bucket of positions stands at its first; buckets double.
+    """
+    title = f"{panel.title}: perplexity by position"
+    found = [(e, p) for e in panel.shown if (p := perplexity_by_position(e.group))]
+    with _figure(title, 4.2, panel.records, [e.label for e, _ in found]) as page:
+        (axis,) = page.grid(1, 1)
+        starts = sorted({start for _, points in found for start in points})
+        for entry, points in found:
+            xs = [max(float(start), 0.5) for start in points]  # none before: left of 1
+            _line_with_bars(axis, xs, list(points.values()), 1.0, entry.style, entry.label)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([max(n, 0.5) for n in starts], [_binary(n) for n in starts])
+        axis.set_xticks([], minor=True)
+        axis.set_yscale("log")
+        ends = [v for _, points in found for p in points.values() for v in (p.mean, p.low) if v]
+        axis.set_ylim(0.92 * min(ends))
+        ticks = [m * 10**e for e in range(-1, 6) for m in (1, 1.5, 2, 3, 5, 7)]
+        low, high = axis.get_ylim()
+        shown = [t for t in ticks if low <= t <= high]
+        axis.set_yticks(shown, [f"{t:g}" for t in shown])
+        axis.set_yticks([], minor=True)
+        axis.set_xlabel("tokens before it in the sequence, from here to twice as many")
+        axis.set_ylabel("perplexity per token ↓")
+        page.legend(axis)
+    caption = (
+        "exp of the mean test loss of the tokens in each bucket of positions; "
+        f"{_bars_note()}{panel.cut}"
+    )
+    return page.plot(f"position-{panel.slug}", caption, [r.digest for r in panel.records])
 
 
 def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
