@@ -25,6 +25,7 @@ from seqbench.suite.discovery import unknown
 from seqbench.suite.experiment import UserError
 from seqbench.suite.records import to_plain, write_file
 from seqbench.suite.report.tables import compact
+from seqbench.tasks.corpora import vocabulary
 
 try:
     import lm_eval
@@ -236,24 +237,25 @@ def open_checkpoint(name: str, results: Path, tokenizer: str | None) -> tuple[An
                 f"--tokenizer {tokenizer}: this checkpoint has its own, "
                 f"{loaded.cell.task_config['tokenizer']}; leave the option out"
             )
-        return loaded.model, _own_words(loaded.cell.task_config["tokenizer"]), loaded.cell.label
+        return loaded.model, _words(loaded.cell.task_config["tokenizer"]), loaded.cell.label
     from seqbench.models.pretrained import load_pretrained, local_folder
 
     folder = local_folder(name)
     model = load_pretrained(folder).eval()
-    words = _words_of(Path(tokenizer) if tokenizer is not None else folder / "tokenizer.json")
-    vocabulary = model.embedding.num_embeddings
-    if not 0 <= vocabulary - words.size < MOST_PADDING:
+    own = folder / "tokenizer.json"
+    if tokenizer is None and not own.is_file():
+        raise UserError(f"{own}: no such file; give the tokenizer with --tokenizer PATH")
+    words = _words(tokenizer if tokenizer is not None else str(own))
+    known = model.embedding.num_embeddings
+    if not 0 <= known - words.size < MOST_PADDING:
         raise UserError(
-            f"{words.name}: {words.size} tokens, and {name} was trained with {vocabulary}; give "
+            f"{words.name}: {words.size} tokens, and {name} was trained with {known}; give "
             "its own with --tokenizer PATH/tokenizer.json"
         )
     return model, words, "mamba"
 
 
-def _own_words(name: Any) -> Words:
-    from seqbench.tasks.corpora import vocabulary
-
+def _words(name: str) -> Words:
     words = vocabulary(name)
     return Words(
         encode=lambda text: words.encode(text.encode(), "a request").tolist(),
@@ -261,31 +263,6 @@ def _own_words(name: Any) -> Words:
         end=words.end,
         size=words.size,
         name=name,
-    )
-
-
-def _words_of(path: Path) -> Words:
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the tokenizer with --tokenizer PATH")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no class of its own
-        said = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: no tokenizer of the library tokenizers ({said})") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    names = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
-    ends = [i for name in names if (i := tokenizer.token_to_id(name)) is not None]
-    if not ends:
-        raise UserError(f"{path}: no token that ends a text among {', '.join(names)}")
-    return Words(
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-        decode=tokenizer.decode,
-        end=ends[0],
-        size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
-        name=str(path),
     )
 
 

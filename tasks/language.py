@@ -20,8 +20,6 @@ from seqbench.tasks.baselines import cached, compressed_bits, markov_bits
 from seqbench.tasks.corpora import open_corpus, vocabulary
 from seqbench.tasks.streams import Windows, generator
 
-MARKOV_ORDERS = {"bytes": 3, "gpt2": 1}
-
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
@@ -34,7 +32,7 @@ class LanguageConfig:
     path: str | None = None
     hub: str | None = None  # NAME, NAME:CONFIG or NAME:CONFIG:DOCUMENTS of the Hugging Face hub
     field: str = "text"  # of a JSONL file or a hub data set, that holds the text
-    tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: its 50,257 byte pairs
+    tokenizer: str = "bytes"  # or gpt2, its 50,257 byte pairs, or the path of a tokenizer.json
     # Of the documents that lie packed in a window: stream, one text, or reset, a model forgets one
     # where the next begins.
     packing: Literal["stream", "reset"] = late_field(default="stream", metadata=LATE)
@@ -166,7 +164,7 @@ class Language(Task):
             blocks["train"],
             blocks["validation"],
             blocks["test"],
-            orders=MARKOV_ORDERS[self.config.tokenizer],
+            orders=3 if self.config.tokenizer == "bytes" else 1,
             vocab_size=self.vocab_size,
         )
         found = {name: bits / self.units_per_token("test") for name, bits in markov.items()}

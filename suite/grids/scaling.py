@@ -20,6 +20,7 @@ from typing import Any
 
 from seqbench.suite.experiment import Request
 from seqbench.suite.figures import Figure, Line, PaperLine, paper_lines
+from seqbench.suite.recipes import IMPROVED_PEAK
 
 TITLE = "Scaling: language loss against training compute"
 SEEDS = (0, 1)
@@ -97,15 +98,18 @@ def figures(scale: str) -> list[Figure]:
         }
     return [
         Figure(
-            name=f"scaling-{x}{on.replace(', context ', '-')}",
-            title=f"{TITLE if x == 'train_flops' else 'Scaling: language loss against size'}{on}",
+            name=f"{name}{on.replace(', context ', '-')}",
+            title=f"{title}{on}",
             x=x,
             lines=tuple(of),
             paper=tuple(map(_by_flops, theirs)) if x == "train_flops" else theirs,
             fit=True,
         )
         for on, of in lines.items()
-        for x in ("train_flops", "parameters")
+        for x, name, title in (
+            ("train_flops", "scaling", TITLE),
+            ("parameters", "scaling-size", "Scaling: language loss against size"),
+        )
     ]
 
 
@@ -139,7 +143,7 @@ def _request(model: str, size: int, width: int, layers: int, scale: str) -> Requ
 def _paper(model: str, row: Row, context: int) -> Request:
     _, layers, width, heads, steps, rate = row
     recipe, deeper, options = PAPER_MODELS[model]
-    peak = rate * (5 if recipe == "improved" else 1)
+    peak = round(rate * (IMPROVED_PEAK if recipe == "improved" else 1), 6)
     settings: dict[str, Any] = {
         "task.tokenizer": "gpt2",
         "task.length": context,
@@ -149,7 +153,7 @@ def _paper(model: str, row: Row, context: int) -> Request:
         "train.steps": steps,
         "train.batch_size": PAPER_TOKENS // context,
         "train.lr": peak,
-        "train.min_lr": 1e-5 if recipe == "improved" else peak / 10,
+        "train.min_lr": 1e-5 if recipe == "improved" else round(peak / 10, 6),
         "train.precision": "bf16-mixed",
         **options,
     }

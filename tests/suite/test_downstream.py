@@ -14,12 +14,14 @@ import pytest
 import torch
 import yaml
 
+from seqbench.models.base import ModelError
 from seqbench.models.build import build_model
 from seqbench.models.pretrained import save_pretrained
 from seqbench.suite import trained
 from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Request, UserError
 from seqbench.suite.training import run_cell
+from seqbench.tasks.base import TaskError
 
 with warnings.catch_warnings():  # of the harness's own imports
     warnings.simplefilter("ignore")
@@ -288,9 +290,7 @@ def test_mistakes_are_one_line(
     )
 
     def said(name: str, task: str = "local_choice", **options: Any) -> str:
-        from seqbench.models.base import ModelError
-
-        with pytest.raises((UserError, ModelError)) as error:
+        with pytest.raises((UserError, ModelError, TaskError)) as error:
             evaluate_checkpoint(name, [task], **{"results": results, "include": include} | options)
         assert "\n" not in str(error.value)
         return str(error.value)
@@ -303,7 +303,7 @@ def test_mistakes_are_one_line(
     (folder / "tokenizer.json").unlink()
     assert "give the tokenizer with --tokenizer" in said(str(folder))
     (folder / "tokenizer.json").write_text("{")
-    assert "no tokenizer" in said(str(folder))
+    assert "tokenizer.json: cannot be read" in said(str(folder))
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((results / "checkpoints" / f"{digest}.safetensors").read_bytes()[:99])
     assert "cannot be read" in said(str(torn))
