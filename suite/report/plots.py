@@ -62,6 +62,7 @@ MOST_LINES = 12
 MOST_PANELS = 16
 MANY_RECORDS = 1000
 PANELS_OF_MANY = 5
+FAR = 30.0  # times our largest cost: from there on the paper's panel has its own x axis
 WIDTH = 10.0  # inches; at 100 dots per inch what a README shows
 DPI = 100
 
@@ -303,14 +304,7 @@ def against_position(panel: Panel) -> Plot:
         axis.set_xscale("log", base=2)
         axis.set_xticks([max(n, 0.5) for n in starts], [_binary(n) for n in starts])
         axis.set_xticks([], minor=True)
-        axis.set_yscale("log")
-        ends = [v for _, points in found for p in points.values() for v in (p.mean, p.low) if v]
-        axis.set_ylim(0.92 * min(ends))
-        ticks = [m * 10**e for e in range(-1, 6) for m in (1, 1.5, 2, 3, 5, 7)]
-        low, high = axis.get_ylim()
-        shown = [t for t in ticks if low <= t <= high]
-        axis.set_yticks(shown, [f"{t:g}" for t in shown])
-        axis.set_yticks([], minor=True)
+        _log_height(axis)
         axis.set_xlabel("tokens before it in the sequence, from here to twice as many")
         axis.set_ylabel("perplexity per token ↓")
         page.legend(axis)
@@ -397,8 +391,9 @@ def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
 def against_x(drawn: Drawn) -> Plot:
     """A figure that a grid declares: its lines against a setting or a cost, the paper's beside.
 
-    The paper's series stand hollow and dashed in the same panel, or in one of their own above the
-    same x where they are of another metric or would squeeze ours to a third of the height.
+    The paper's series stand hollow and dashed in the same panel, or in one of their own where they
+    are of another metric or would squeeze ours to a third of the height: above the same x, but for
+    costs that lie far from ours. A figure with power laws is logarithmic in both.
     """
     figure, records = drawn.figure, drawn.records
     style = styles([line.name for line in figure.lines])
@@ -428,12 +423,16 @@ def against_x(drawn: Drawn) -> Plot:
             _paper_line(axis, line, scale, s)
         for line, s in apart:
             _paper_line(axes[1], line, _scale_of(line.metric or figure.metric), s)
-        values = [p.x for c in drawn.curves for p in c.points]
-        values += [x for line, _ in theirs for x, _ in line.points]
+        ours = [p.x for c in drawn.curves for p in c.points]
+        values = [*ours, *(x for line, _ in theirs for x, _ in line.points)]
+        beyond = [x for line, _ in apart for x, _ in line.points]
+        far = bool(beyond) and min(beyond) > FAR * max(ours)
         for panel in axes:
+            if figure.fit:
+                _log_height(panel)
             if figure.x in COSTS:
                 panel.set_xscale("log")
-                _log_ticks(panel, values)
+                _log_ticks(panel, values if not far else ours if panel is axis else beyond)
             elif min(values) > 0:
                 panel.set_xscale("log", base=2)
                 _ticks(panel, _apart(values))
@@ -928,6 +927,21 @@ def _line_with_bars(
         elinewidth=1.1,
         label=label,
     )
+
+
+def _log_height(axis: Axes) -> None:
+    """A logarithmic y axis with round ticks, of one that has its limits."""
+    low, high = axis.get_ylim()
+    low = max(low, min(y for line in axis.get_lines() for y in line.get_ydata() if y > 0) / 1.1)
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(1 + 0.2 * i for i in range(45))):
+        ticks = [m * 10.0**e for e in range(-6, 9) for m in steps]
+        shown = [t for t in ticks if low <= t <= high]
+        if len(shown) >= 4:
+            break
+    axis.set_yticks(shown, [f"{t:g}" for t in shown])
+    axis.set_yticks([], minor=True)
 
 
 def _paper_line(axis: Axes, line: PaperLine, scale: float, s: Style) -> None:
