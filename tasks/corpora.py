@@ -243,6 +243,8 @@ class _Jsonl:
 
     def documents(self) -> Iterator[tuple[Split, Document]]:
         with self.place.open("rb") as file:
+            _check_text(file.read(8), self.where)
+            file.seek(0)
             count = sum(1 for line in file if line.strip())
         if count < 3:
             raise TaskError(
@@ -255,14 +257,14 @@ class _Jsonl:
                 where = f"{self.where}, line {number}"
                 try:
                     text = json.loads(line)[self.field]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     text = None
                 if not isinstance(text, str):
                     raise TaskError(
                         f"{where}: no JSON object with a text in its field {self.field!r}; name "
                         "the field with --set task.field=NAME"
                     )
-                yield split, (text.encode(), where)
+                yield split, (text.encode(errors="replace"), where)
 
 
 @dataclass(frozen=True)
@@ -316,7 +318,7 @@ class _Hub:
                 place = {SHARE // 2 - 1: "validation", SHARE - 1: "test"}.get(number % SHARE, split)
                 if split != "train" or place in own:
                     place = split
-                yield named[place], (row[self.field].encode(), where)
+                yield named[place], (row[self.field].encode(errors="replace"), where)
 
 
 def split_of(count: int) -> list[Split]:

@@ -935,7 +935,8 @@ def _log_height(axis: Axes) -> None:
     low = max(low, min(y for line in axis.get_lines() for y in line.get_ydata() if y > 0) / 1.1)
     axis.set_yscale("log")
     axis.set_ylim(low, high)
-    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(1 + 0.2 * i for i in range(45))):
+    fine = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3.2, 3.6, 4, 5, 6, 7, 8, 9)
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), fine):
         ticks = [m * 10.0**e for e in range(-6, 9) for m in steps]
         shown = [t for t in ticks if low <= t <= high]
         if len(shown) >= 4:
