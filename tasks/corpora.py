@@ -433,8 +433,7 @@ def _corpus(
 ) -> Corpus:
     edges = [0, *cuts, len(tokens)]
     region = {split: (edges[i], edges[i + 1]) for i, split in enumerate(SPLITS)}
-    fingerprint = digest(READER, *cuts, data)
-    _release(tokens)
+    fingerprint = digest(READER, *cuts, data, release=lambda: _release(tokens))
     return Corpus(
         tokens=tokens,
         region=region,
