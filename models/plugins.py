@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Collection
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ def broken(kind: str, name: str, rule: str, problem: str) -> PluginError:
 
 def names(kind: str) -> list[str]:
     """Names that installed packages add in the group `seqbench.<kind>s`; imports none of them."""
-    return sorted({point.name for point in entry_points(group=f"seqbench.{kind}s")})
+    return sorted({point.name for point in _points(kind)})
 
 
 def is_path(name: str) -> bool:
@@ -41,7 +42,7 @@ def origin(kind: str, name: str) -> str:
     """Where a plugin comes from: "a file", or its entry points and their distributions."""
     if is_path(name):
         return "a file"
-    points = entry_points(group=f"seqbench.{kind}s", name=name)
+    points = _points(kind, name)
     return " and ".join(_told(point) for point in points) or "built in"
 
 
@@ -52,7 +53,7 @@ def load(kind: str, name: str, built_in: Collection[str]) -> Any:
     """
     if is_path(name):
         return load_file(kind, name)
-    points = list(entry_points(group=f"seqbench.{kind}s", name=name))
+    points = _points(kind, name)
     if not points:
         return None
     if len(points) > 1 or name in built_in:
@@ -128,6 +129,25 @@ def classes_of(module: ModuleType, base: type) -> list[type]:
         and value.__module__ == module.__name__
         and not name.startswith("_")
     ]
+
+
+def _points(kind: str, name: str | None = None) -> list[EntryPoint]:
+    """The entry points of a kind, in the order of the path; of one name, where one is given."""
+    every = _installed(kind, tuple((place, _changed(place)) for place in sys.path))
+    return [point for point in every if name in (None, point.name)]
+
+
+@lru_cache(maxsize=16)
+def _installed(kind: str, path: tuple[tuple[str, int], ...]) -> list[EntryPoint]:
+    """Looked up again where the path, or what lies in one of its folders, has changed."""
+    return list(entry_points(group=f"seqbench.{kind}s"))
+
+
+def _changed(place: str) -> int:
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _told(point: EntryPoint) -> str:

@@ -392,33 +392,96 @@ def select(results: Results = Path("results")) -> None:
         print(path)
 
 
-@bench_app.command("overhead")
-def bench_overhead_command(
-    grid: Annotated[str, typer.Option(help="The grid whose cells to time.")] = "quickstart",
+@app.command()
+def generate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A finished cell's digest or .safetensors file, or a folder with a pretrained "
+            "Mamba."
+        ),
+    ],
+    results: Results = Path("results"),
+    length: Annotated[
+        int | None, typer.Option(help="Tokens, bases or samples: 500, 1000 or 64000 by default.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What to go on from: text, bases, or a file of them or sound."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest of that share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    write: Annotated[
+        Path | None,
+        typer.Option("--out", help="File; by default text is printed, sound is in RESULTS."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Time a training step through the harness against the same step in a bare PyTorch loop."""
-    from dataclasses import asdict
+    """Generate text, DNA (FASTA) or sound (WAV) from a trained model, one step at a time."""
+    from seqbench.suite import generation
 
-    from seqbench.suite import runner
-    from seqbench.suite.bench.overhead import measure_overhead
-
-    rows = [measure_overhead(cell) for cell in runner.grid_cells(grid, scale="cpu", seeds=None)]
+    sampling = generation.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as progress:
+        bar = progress.add_task("generating", total=None)
+        made = generation.generate(
+            checkpoint,
+            results,
+            length=length,
+            prompt=prompt,
+            sampling=sampling,
+            out=write,
+            device=device,
+            on_step=lambda done, of: progress.update(bar, completed=done, total=of),
+        )
     if as_json:
-        print(json.dumps([{**asdict(r), "fraction": r.fraction} for r in rows], indent=2))
-        return
-    table = Table(box=None)
-    for column in ("cell", "bare ms", "harness ms", "overhead"):
-        table.add_column(column, justify="left" if column == "cell" else "right")
-    for r in rows:
-        bare, harness = 1e3 * r.bare_seconds, 1e3 * r.harness_seconds
-        table.add_row(r.cell, f"{bare:.1f}", f"{harness:.1f}", f"{100 * r.fraction:+.1f} %")
-    out.print(table)
+        print(json.dumps(made.facts, indent=2))
+    elif "out" in made.facts:
+        err.print(f"{made.facts['out']}: {made.facts['new_tokens']} new tokens")
+    else:
+        print(made.text, end="" if made.text.endswith("\n") else "\n")
 
 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default torch's own.")]
 Quick = Annotated[bool, typer.Option(help="The headline size alone.")]
+
+
+@bench_app.command("overhead")
+def bench_overhead_command(
+    grid: Annotated[str, typer.Option(help="The grid whose cells to time.")] = "quickstart",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Time a training step through the harness against the same step in a bare PyTorch loop."""
+    from dataclasses import asdict
+
+    import torch
+
+    from seqbench.suite import runner
+    from seqbench.suite.bench.overhead import measure_overhead
+
+    _check_range("--threads", threads, 1)
+    cells = runner.grid_cells(grid, scale="cpu", seeds=None)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    rows = []
+    for cell in cells:
+        rows += measure_overhead(cell)
+        if not as_json:
+            err.print(f"{cell.label}: {100 * rows[-1].fraction:+.1f} %")
+    if as_json:
+        print(json.dumps([{**asdict(r), "fraction": r.fraction} for r in rows], indent=2))
+        return
+    table = Table(box=None)
+    for column in ("cell", "stage", "bare ms", "harness ms", "overhead", "set-up ms"):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for r in rows:
+        times = [f"{1e3 * t:.1f}" for t in (r.bare_seconds, r.harness_seconds, r.setup_seconds)]
+        stage = "" if r.stage is None else str(r.stage)
+        table.add_row(r.cell, stage, times[0], times[1], f"{100 * r.fraction:+.1f} %", times[2])
+    out.print(table)
 
 
 @bench_app.command("scan")

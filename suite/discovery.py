@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -125,10 +126,12 @@ def _task_files() -> dict[str, Path]:
     """Files of the tasks folder that define a Task, told by their syntax tree: no import needed."""
     folder = SUITE.parent / "tasks"
     files = (p for p in sorted(folder.glob("*.py")) if p.name != "base.py")
-    return {_dashed(p.stem): p for p in files if _defines_a_task(p)}
+    return {_dashed(p.stem): p for p in files if _defines_a_task(p, p.stat().st_mtime_ns)}
 
 
-def _defines_a_task(path: Path) -> bool:
+@lru_cache(maxsize=256)
+def _defines_a_task(path: Path, changed: int) -> bool:
+    """`changed` is the file's time: one that was edited is read again."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return any(
         isinstance(node, ast.ClassDef)

@@ -20,11 +20,12 @@ from rich.table import Table as RichTable
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from seqbench.suite import trained
+from seqbench.models.pretrained import local_folder
 from seqbench.suite.discovery import unknown
 from seqbench.suite.experiment import UserError
 from seqbench.suite.records import to_plain, write_file
 from seqbench.suite.report.tables import compact
+from seqbench.suite.trained import load_trained
 from seqbench.tasks.corpora import vocabulary
 
 try:
@@ -224,42 +225,44 @@ def table_3_average(values: dict[tuple[str, str], float]) -> float | None:
 
 def open_checkpoint(name: str, results: Path, tokenizer: str | None) -> tuple[Any, Words, str]:
     """The model of a checkpoint, its tokenizer and what it is; UserError or ModelError."""
-    ours = trained.find(results, name)
-    if ours is not None:
-        loaded = trained.load(ours)
-        if loaded.cell.task != "language":
+    trained = load_trained(name, results)
+    if trained.cell is None:
+        own = local_folder(trained.place) / "tokenizer.json"
+        if tokenizer is None and not own.is_file():
+            raise UserError(f"{own}: no such file; give the tokenizer with --tokenizer PATH")
+        words = _words(tokenizer if tokenizer is not None else str(own))
+        known = trained.model.embedding.num_embeddings
+        if not 0 <= known - words.size < MOST_PADDING:
             raise UserError(
-                f"{name}: trained on {loaded.cell.task}; the harness asks for text, give a "
-                "checkpoint of the task language"
+                f"{words.name}: {words.size} tokens, and {name} was trained with {known}; give "
+                "its own with --tokenizer PATH/tokenizer.json"
             )
-        if tokenizer is not None:
-            raise UserError(
-                f"--tokenizer {tokenizer}: this checkpoint has its own, "
-                f"{loaded.cell.task_config['tokenizer']}; leave the option out"
-            )
-        return loaded.model, _words(loaded.cell.task_config["tokenizer"]), loaded.cell.label
-    from seqbench.models.pretrained import load_pretrained, local_folder
-
-    folder = local_folder(name)
-    model = load_pretrained(folder).eval()
-    own = folder / "tokenizer.json"
-    if tokenizer is None and not own.is_file():
-        raise UserError(f"{own}: no such file; give the tokenizer with --tokenizer PATH")
-    words = _words(tokenizer if tokenizer is not None else str(own))
-    known = model.embedding.num_embeddings
-    if not 0 <= known - words.size < MOST_PADDING:
+        return trained.model, words, "mamba"
+    if trained.cell.task != "language":
         raise UserError(
-            f"{words.name}: {words.size} tokens, and {name} was trained with {known}; give "
-            "its own with --tokenizer PATH/tokenizer.json"
+            f"{name}: trained on {trained.cell.task}; the harness asks for text, give a "
+            "checkpoint of the task language"
         )
-    return model, words, "mamba"
+    own_name = trained.cell.task_config["tokenizer"]
+    if tokenizer is not None:
+        raise UserError(
+            f"--tokenizer {tokenizer}: this checkpoint has its own, {own_name}; leave the option "
+            "out"
+        )
+    words = _words(own_name)
+    if words.size != trained.model.embedding.num_embeddings:
+        raise UserError(
+            f"{own_name}: {words.size} tokens, and {name} was trained with "
+            f"{trained.model.embedding.num_embeddings}; put back the tokenizer it was trained with"
+        )
+    return trained.model, words, trained.cell.label
 
 
 def _words(name: str) -> Words:
     words = vocabulary(name)
     return Words(
         encode=lambda text: words.encode(text.encode(), "a request").tolist(),
-        decode=words.decode,
+        decode=lambda tokens: words.decode(tokens).decode(errors="replace"),
         end=words.end,
         size=words.size,
         name=name,

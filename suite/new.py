@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 
-from seqbench.models.discovery import layer_names
 from seqbench.suite.discovery import task_names
 from seqbench.suite.experiment import UserError
 
@@ -23,7 +22,7 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
         raise UserError(
             f"new {kind} {name!r}: a name is small letters, digits and dashes, as in my-{part}"
         )
-    if name in (task_names() if kind == "task" else layer_names()):
+    if name in _taken(kind):
         raise UserError(f"new {kind} {name!r}: there is a {part} of this name; take another")
     names = {
         f"new-{part}": name,
@@ -52,3 +51,11 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
             f"new {kind} {name!r}: cannot write into {folder} ({reason}); name another with --into"
         ) from error
     return list(texts)
+
+
+def _taken(kind: str) -> list[str]:
+    if kind == "task":
+        return task_names()
+    from seqbench.models.discovery import layer_names  # late: it imports torch
+
+    return layer_names()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqbench.suite.configuration import resolve
 from seqbench.suite.discovery import grid_requests
 from seqbench.suite.experiment import Cell, Request, UserError
 from seqbench.suite.records import Record, load, path_of
@@ -31,6 +30,8 @@ def grid_cells(
     assignments: Sequence[tuple[str, object]] = (),
 ) -> list[Cell]:
     """The cells of a named grid, in its order; `seeds` instead of the grid's own where given."""
+    from seqbench.suite.configuration import resolve  # late: a report needs neither it nor torch
+
     own_seeds, requests = grid_requests(name, scale)
     wanted = tuple(seeds) if seeds is not None else own_seeds
     return _distinct([resolve(r, seed, assignments) for seed in wanted for r in requests])
@@ -45,6 +46,8 @@ def product_cells(
     assignments: Sequence[tuple[str, object]] = (),
 ) -> list[Cell]:
     """Every task with every model and seed."""
+    from seqbench.suite.configuration import resolve
+
     return _distinct(
         [
             resolve(Request(task=t, model=m, scale=scale), seed, assignments)

@@ -99,7 +99,7 @@ class CellModule(lightning.LightningModule):
         self._resumed: Mapping[str, Tensor] | None = None
         self._precision_state: Mapping[str, Any] = {}
         self._began = self._told = time.perf_counter()
-        self._loss = torch.tensor(math.nan)
+        self.loss = torch.tensor(math.nan)  # of the last training batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.cell.train
@@ -185,7 +185,7 @@ class CellModule(lightning.LightningModule):
         if self.stage is not None:
             mean = sum(right.values()) / (targets != IGNORE).sum().clamp(min=1)
             self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * mean
-        self._loss = loss.detach()
+        self.loss = loss.detach()
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -193,7 +193,7 @@ class CellModule(lightning.LightningModule):
         validate = self._validation_is_due()
         # On a GPU reading the loss waits for the device, so it is read at validations only.
         if validate or (self.device.type == "cpu" and self._world == 1):
-            loss = self._mean(self._loss)
+            loss = self._mean(self.loss)
             if not math.isfinite(loss):
                 raise Diverged(f"the training loss is {loss} at step {self.step}")
         if (self._world == 1 or self.step % AGREE_STEPS == 0) and self._agreed(self.pause()):
@@ -303,7 +303,7 @@ class CellModule(lightning.LightningModule):
                 seconds=self.seconds,
                 tokens=self.tokens,
                 lr=learning_rate(train, self.step - 1),
-                train_loss=self._mean(self._loss),
+                train_loss=self._mean(self.loss),
                 stage=self.stage,
                 validation=metrics,
             )
@@ -327,7 +327,7 @@ class CellModule(lightning.LightningModule):
                 "event": "step",
                 "step": self.step,
                 "steps": self.cell.train.steps,
-                "loss": self._loss.item(),
+                "loss": self.loss.item(),
                 "stage": self.stage,
                 "headline": headline,
                 "value": self.curve[-1].validation[headline] if self.curve else None,
@@ -358,7 +358,7 @@ class CellModule(lightning.LightningModule):
         """Everything a later sitting needs, as tensors and plain data."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
-        tensors |= {"loss": self._loss, "accuracy": self.accuracy}
+        tensors |= {"loss": self.loss, "accuracy": self.accuracy}
         state = {name: getattr(self, name) for name in _PLAIN_STATE}
         state |= {"curve": [asdict(point) for point in self.curve], "precision": {}}
         if self._trainer is not None:  # a sitting that only tests has none
@@ -371,7 +371,7 @@ class CellModule(lightning.LightningModule):
         """Puts back what `pack` took; the optimizer's part waits until there is one."""
         self.model.load_state_dict(_below("model/", tensors))
         self.best = _below("best/", tensors)
-        self._loss, self.accuracy = tensors["loss"], tensors["accuracy"]
+        self.loss, self.accuracy = tensors["loss"], tensors["accuracy"]
         for name in _PLAIN_STATE:
             setattr(self, name, state[name])
         self.curve = [CurvePoint(**point) for point in state["curve"]]

@@ -44,7 +44,7 @@ class Vocabulary:
     dtype: Any
     end: int  # ends a document
     encode: Callable[[bytes, str], NDArray[Any]]  # (text, where it is from) -> tokens
-    decode: Callable[[list[int]], str]  # bytes that are no UTF-8 are replaced
+    decode: Callable[[list[int]], bytes]  # tokens -> text, as far as they stand for any
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def vocabulary(name: str) -> Vocabulary:
             dtype=np.uint8,
             end=0,
             encode=lambda text, where: np.frombuffer(text, dtype=np.uint8),
-            decode=lambda tokens: bytes(tokens).decode(errors="replace"),
+            decode=bytes,
         )
     if name == "gpt2":
         from tokenizers import ByteLevelBPETokenizer
@@ -147,7 +147,12 @@ def _vocabulary(name: str, where: str, tokenizer: Any, size: int, end: int) -> V
         return np.concatenate([np.zeros(0, dtype=dtype), *pieces])
 
     return Vocabulary(
-        name=name, size=size, dtype=dtype, end=end, encode=encode, decode=tokenizer.decode
+        name=name,
+        size=size,
+        dtype=dtype,
+        end=end,
+        encode=encode,
+        decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False).encode(),
     )
 
 

@@ -215,6 +215,11 @@ class Piano(Task):
         return windows.read(self._codes, windows.fixed(0, count)).astype(np.uint8)
 
     @staticmethod
+    def encode(file: Path, normalization: str = "none") -> Tensor:
+        """The codes (L,) int64 of an audio file, made mono and 16 kHz; TaskError if it is none."""
+        return torch.from_numpy(_encode(_read(file), normalization)).long()
+
+    @staticmethod
     def decode(tokens: Tensor) -> Tensor:
         """Codes of any shape -> float32 samples in [-1, 1] at 16 kHz."""
         return _torchaudio().mu_law_decoding(tokens, LEVELS).float()

@@ -167,7 +167,10 @@ class S6(SequenceLayer):
         """Real numbers (..., N) as M complex ones, if A is complex."""
         if not self.complex:
             return x
-        return torch.view_as_complex(x.to(self.A_log.dtype).unflatten(-1, (-1, 2)).contiguous())
+        pairs = x.to(self.A_log.dtype).unflatten(-1, (-1, 2)).contiguous()
+        if pairs.storage_offset() % 2:  # a single position's, which lie as they have to already
+            pairs = pairs.clone()
+        return torch.view_as_complex(pairs)
 
     def _constant(self, x: Tensor) -> Tensor:
         return torch.view_as_complex(x) if self.complex else x

@@ -51,13 +51,13 @@ CPU = {
 
 def requests(scale: str) -> list[Request]:
     """Both models at every length."""
-    return [_request(model, n, scale) for model in MODELS for n in LENGTHS[scale]]
+    return [request(model, n, scale) for model in MODELS for n in LENGTHS[scale]]
 
 
 def figures(scale: str) -> list[Figure]:
     """The paper's axes; and for cpu the same models on windows of one length."""
     lines = tuple(
-        Line(name=name, requests=tuple(_request(model, n, scale) for n in LENGTHS[scale]))
+        Line(name=name, requests=tuple(request(model, n, scale) for n in LENGTHS[scale]))
         for model, (name, _) in MODELS.items()
     )
     label = "length trained at (samples)"
@@ -82,7 +82,8 @@ def figures(scale: str) -> list[Figure]:
     return [drawn, common]
 
 
-def _request(model: str, length: int, scale: str) -> Request:
+def request(model: str, length: int, scale: str) -> Request:
+    """A cell at a length, with as many samples a step as at any other."""
     batch = 2 ** round(math.log2(TOKENS[scale] / length))
     settings: dict[str, Any] = {"task.length": length, "train.batch_size": batch}
     settings |= COMPLEX if model == "mamba" else {}

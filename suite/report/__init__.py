@@ -21,6 +21,7 @@ __all__ = ["ReportPaths", "check", "write_report"]
 
 MANIFEST = "tables/manifest.json"
 SELECTION = "selection"  # <results>/selection/DIGEST.json: see suite/selection.py
+GENERATED = "generated"  # <results>/generated/DIGEST-NAME.json: see suite/generation.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ def write_report(
     drawn_plots = [plots.against_x(f) for f in declared]
     drawn_plots += plots.draw_all(ordered, cells, grid, names, results)
     drawn_plots += [p for v in verdicts if (p := plots.against_bands(v)) is not None]
+    drawn_plots += plots.generated(ordered, results)
     page = html.page(ordered, drawn_tables, drawn_plots, grid=grid, cells=cells)
 
     everything = [r.digest for r in ordered]
@@ -184,15 +186,16 @@ def _manifest(
 
 
 def _hashes(results: Path) -> dict[str, tuple[str, str]]:
-    """Digest -> the task's folder and a hash of the record's file and of its selection."""
-    selections = {p.stem: p for p in (results / SELECTION).glob("*.json")}
+    """Digest -> the task's folder and a hash of the record's file and of what else is its own."""
+    own: dict[str, bytes] = {}
+    for folder in (SELECTION, GENERATED):
+        for file in sorted((results / folder).glob("*.json")):
+            digest = file.stem.partition("-")[0]
+            own[digest] = own.get(digest, b"") + file.read_bytes()
     return {
         path.stem: (
             path.parent.parent.name,
-            _hash(
-                path.read_bytes()
-                + (selections[path.stem].read_bytes() if path.stem in selections else b"")
-            ),
+            _hash(path.read_bytes() + own.get(path.stem, b"")),
         )
         for path in record_files(results)
     }

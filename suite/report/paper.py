@@ -289,6 +289,13 @@ SERIES: tuple[Series, ...] = (
         [1.501, 1.423, 1.370, 1.321, 1.282, 1.261, 1.246, 1.252],
         f"with an MLP; {_UNET}",
     ),
+    # Ours under options: they stand in the figure of piano-ablation, and beside no model.
+    _piano_ablation(
+        "", "+ complex", [1.488, 1.409, 1.358, 1.309, 1.273, 1.251, 1.236, 1.247], _UNET
+    ),
+    _piano_ablation(
+        "", "- selective B/C", [1.482, 1.403, 1.352, 1.303, 1.266, 1.244, 1.228, 1.237], _UNET
+    ),
     _piano_ablation(
         "mamba+s4",
         "Mamba-S4 (no selection), complex",

@@ -595,6 +595,74 @@ def selection(panel: Panel, results: Path) -> Plot | None:
     return page.plot(f"selection-{panel.slug}", caption, [r.digest for r in records])
 
 
+def generated(records: Sequence[Record], results: Path) -> list[Plot]:
+    """The mel spectrograms of what cells of piano generated; see suite/generation.py."""
+    by_digest = {r.digest: r for r in records}
+    made = []
+    for path in sorted((results / "generated").glob("*.json")):
+        record = by_digest.get(path.stem.partition("-")[0])
+        if record is not None:
+            try:
+                made.append(_spectrogram(path.stem, json.loads(path.read_bytes()), record))
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{path}: no generation; delete the file and make it again: seqbench generate "
+                    f"{record.digest}"
+                ) from None
+    return made
+
+
+def _spectrogram(name: str, said: Mapping[str, Any], record: Record) -> Plot:
+    cell = record.cell
+    prompt = said["prompt_tokens"] / said["rate"]
+    title = f"Sound of {cell.model}, trained at {said['length_trained_at']} samples"
+    title += f": {said['seconds']:.1f} s, " + (
+        f"the first {prompt:.1f} s given" if prompt else "from nothing"
+    )
+    with _figure(title, 3.6, [record]) as page:
+        (axis,) = page.grid(1, 1)
+        bands = len(said["mel"][0])
+        image = axis.imshow(
+            [[frame[band] for frame in said["mel"]] for band in range(bands)],
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmax=0,
+            interpolation="nearest",
+            extent=(0, said["seconds"], -0.5, bands - 0.5),
+        )
+        ticks = [hertz for hertz in (100, 250, 500, 1000, 2000, 4000) if hertz < said["rate"] / 2]
+        axis.set_yticks(
+            [_band(hertz, bands, said["rate"]) for hertz in ticks], [f"{h:g} Hz" for h in ticks]
+        )
+        axis.set_xlabel("seconds")
+        axis.set_ylabel("mel bands")
+        axis.grid(visible=False)
+        if prompt:
+            axis.axvline(prompt, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
+        page.figure.colorbar(image, ax=axis, label="dB below the loudest", pad=0.01)
+    sampling = said["sampling"]
+    how = f"temperature {sampling['temperature']:g}, seed {sampling['seed']}"
+    how += f", top-k {sampling['top_k']}" if sampling["top_k"] else ""
+    how += f", top-p {sampling['top_p']:g}" if sampling["top_p"] < 1 else ""
+    caption = (
+        f"Mel spectrogram of what cell {record.digest} says, sample by sample by its recurrent "
+        f"steps ({how}); {said['rms_dbfs']:.1f} dBFS, peak {said['peak']:.2f}."
+    )
+    if prompt:
+        caption += " Left of the dashed line: the recording that it went on from."
+    return page.plot(f"generated-{name}", caption, [record.digest])
+
+
+def _band(hertz: float, bands: int, rate: int) -> float:
+    """Where a frequency lies among the mel bands, which begin at 30 Hz: HTK's scale."""
+
+    def mel(f: float) -> float:
+        return 2595 * math.log10(1 + f / 700)
+
+    return (mel(hertz) - mel(30)) / (mel(rate / 2) - mel(30)) * (bands + 1) - 1
+
+
 def pareto(
     points: Sequence[tuple[float, float]], higher_is_better: bool
 ) -> list[tuple[float, float]]:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from seqbench.models.backbone import Backbone
-from seqbench.models.base import ModelError
+from seqbench.models.base import ModelError, cannot_reset
 from seqbench.models.build import build_model, options_of
 from seqbench.models.layers.attention import Attention
 from seqbench.models.layers.s6 import S6
 from seqbench.models.pretrained import save_pretrained
+from seqbench.models.segments import segmented_loss
 from seqbench.models.selection import trace
 from seqbench.models.unet import UNet
 from seqbench.suite.configuration import resolve
@@ -66,7 +67,7 @@ def test_decoding_and_pieces_equal_forward_beyond_the_centres_period(name: str) 
     torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-9, atol=1e-9)
 
     state, pieces = model.initial_state(2), []
-    for piece in tokens().split([15, 1, 17, 300, LENGTH - 333], 1):
+    for piece in tokens().split([15, 1, 17, 300, 0, LENGTH - 333], 1):
         logits, state = model(piece, state)
         pieces.append(logits)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
@@ -97,6 +98,25 @@ def test_the_centre_is_heard_a_group_later_and_not_before() -> None:
     (gradient,) = torch.autograd.grad(centre[0, 2].sum(), embedded)
     heard = gradient[0].abs().sum(-1)
     assert heard[:48].min() > 0 and heard[48:].max() == 0
+
+
+@pytest.mark.parametrize("segment", [7, 64])
+def test_gradients_through_pieces_are_those_of_the_whole(segment: int) -> None:
+    model = unet(pool=4, init="complex")
+
+    def loss_of(logits: torch.Tensor, some: slice) -> torch.Tensor:
+        return (logits * targets[:, some]).sum()
+
+    targets = torch.randn(2, 80, 11, dtype=torch.float64)
+    whole = torch.autograd.grad(loss_of(model(tokens(80)), slice(0, 80)), list(model.parameters()))
+    loss = segmented_loss(model, loss_of, tokens(80), segment=segment)
+    pieces = torch.autograd.grad(loss, list(model.parameters()))
+    for (name, _), one, other in zip(model.named_parameters(), pieces, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_packed_documents_are_refused() -> None:
+    assert "UNet cannot forget" in str(cannot_reset(unet()))
 
 
 def test_the_centre_takes_a_block_and_options_of_its_own() -> None:

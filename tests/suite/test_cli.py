@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ import pytest
 from seqbench.suite import cli
 from seqbench.suite.new import TEMPLATES
 
+Command = Callable[..., subprocess.CompletedProcess[str]]  # the fixture `seqbench`
+# The command runs elsewhere: a relative PYTHONPATH must still lead to this checkout.
+PATHS = ":".join(str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(":") if p)
 TINY = [
     "--set", "train.steps=4", "--set", "train.eval_every=2", "--set", "train.batch_size=4",
     "--set", "train.eval_batches=1", "--set", "train.test_batches=1", "--set", "model.d_model=16",
@@ -20,24 +25,33 @@ TINY = [
 ]  # fmt: skip
 
 
-def seqbench(
-    *arguments: str, cwd: Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "seqbench.suite.cli", *arguments],
-        cwd=cwd,
+SMALL_RUN = [
+    "run", "--tasks", "induction-heads", "--models", "mamba,s4", *TINY, "--workers", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of two cells, made by the command as a user types it."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "seqbench.suite.cli", *SMALL_RUN],
+        cwd=folder,
         capture_output=True,
         text=True,
-        env=os.environ | (env or {}),
         timeout=300,
+        env=os.environ | {"PYTHONPATH": PATHS},
     )
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
-def run_tiny(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return seqbench(
-        "run", "--tasks", "induction-heads", "--models", "mamba", *TINY, "--workers", "1", *more,
-        cwd=tmp_path,
-    )  # fmt: skip
+@pytest.fixture
+def mine(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to work in."""
+    shutil.copytree(finished, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    return tmp_path / "mine"
 
 
 SYNTHETIC = ["run", "--tasks", "selective-copying", "--models", "mamba"]
@@ -227,21 +241,21 @@ def test_a_mistake_is_one_line_that_names_the_value_and_the_remedy(
     assert left == set(FILES)
 
 
-def test_a_second_run_skips_and_a_deleted_record_alone_runs_again(tmp_path: Path) -> None:
-    first = run_tiny(tmp_path, "--models", "mamba,s4")
-    assert first.returncode == 0, first.stderr
-    records = sorted((tmp_path / "results" / "records").rglob("*.json"))
+def test_a_second_run_skips_and_a_deleted_record_alone_runs_again(
+    mine: Path, seqbench: Command, inline: None
+) -> None:
+    records = sorted((mine / "results" / "records").rglob("*.json"))
     assert len(records) == 2
     before = {path: json.loads(path.read_text()) for path in records}
     times = {path: path.stat().st_mtime_ns for path in records}
 
-    again = run_tiny(tmp_path, "--models", "mamba,s4")
-    assert "0 to run" in again.stderr
+    again = seqbench(*SMALL_RUN)
+    assert again.returncode == 0 and "0 to run" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in records} == times
 
     records[0].unlink()
-    third = run_tiny(tmp_path, "--models", "mamba,s4")
-    assert "1 to run" in third.stderr
+    third = seqbench(*SMALL_RUN)
+    assert third.returncode == 0 and "1 to run" in third.stderr
     assert records[1].stat().st_mtime_ns == times[records[1]]
     old, new = before[records[0]], json.loads(records[0].read_text())
     for record in (old, new):
@@ -251,30 +265,33 @@ def test_a_second_run_skips_and_a_deleted_record_alone_runs_again(tmp_path: Path
     assert new == old
 
 
-def test_a_record_cut_in_half_is_named_with_its_remedy(tmp_path: Path) -> None:
-    assert run_tiny(tmp_path).returncode == 0
-    (record,) = (tmp_path / "results" / "records").rglob("*.json")
+def test_a_record_cut_in_half_is_named_with_its_remedy(mine: Path, seqbench: Command) -> None:
+    record = min((mine / "results" / "records").rglob("*.json"))
     text = record.read_text()
     record.write_text(text[: len(text) // 2])
-    done = run_tiny(tmp_path)
+    done = seqbench(*SMALL_RUN)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert record.name in done.stderr and "delete" in done.stderr
 
 
-def test_a_results_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+def test_a_results_folder_that_is_a_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seqbench: Command
+) -> None:
     (tmp_path / "results").write_text("in the way")
-    done = run_tiny(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = seqbench(*SMALL_RUN)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "results" in done.stderr and (tmp_path / "results").read_text() == "in the way"
 
 
-def test_a_diverging_cell_is_recorded_while_the_grid_goes_on(tmp_path: Path) -> None:
-    done = run_tiny(
-        tmp_path, "--set", "train.lr=1e30", "--set", "train.clip=0", "--set", "train.steps=12",
-        "--models", "mamba,s4",
-    )  # fmt: skip
+def test_a_diverging_cell_is_recorded_while_the_grid_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seqbench: Command, inline: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changed = ["train.lr=1e30", "train.clip=0", "train.steps=12"]
+    done = seqbench(*SMALL_RUN, *(part for value in changed for part in ("--set", value)))
     assert done.returncode == 1, done.stderr
     statuses = [
         json.loads(p.read_text())["status"]
@@ -283,8 +300,8 @@ def test_a_diverging_cell_is_recorded_while_the_grid_goes_on(tmp_path: Path) -> 
     assert len(statuses) == 2 and "diverged" in statuses
 
 
-def test_list_as_json_is_what_a_program_can_read(tmp_path: Path) -> None:
-    done = seqbench("list", "--json", cwd=tmp_path)
+def test_list_as_json_is_what_a_program_can_read(seqbench: Command) -> None:
+    done = seqbench("list", "--json")
     found = json.loads(done.stdout)
     assert {row["name"] for row in found["tasks"]} >= {
         "selective-copying", "induction-heads", "language", "dna", "piano",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,9 @@ import yaml
 from seqbench.models.base import ModelError
 from seqbench.models.build import build_model
 from seqbench.models.pretrained import save_pretrained
-from seqbench.suite import trained
 from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Request, UserError
+from seqbench.suite.trained import load_trained
 from seqbench.suite.training import run_cell
 from seqbench.tasks.base import TaskError
 
@@ -192,7 +193,7 @@ def test_a_checkpoint_of_ours_is_scored_on_local_tasks(
     (written,) = (results / "eval").iterdir()
     assert json.loads(written.read_text())["scores"] == found["scores"]
     values = {(s["task"], s["metric"]): s["value"] for s in found["scores"]}
-    of = trained.load(results / "checkpoints" / f"{digest}.safetensors").model
+    of = load_trained(digest, results).model
     right, nats = 0, 0.0
     for document in DOCUMENTS:
         context = list(document["question"].encode())  # type: ignore[attr-defined]
@@ -240,6 +241,16 @@ def test_a_tokenizer_with_the_wrong_vocabulary_is_named(tmp_path: Path, words: i
     ) as error:
         downstream.open_checkpoint(str(folder), tmp_path, None)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_changed_since_the_training_is_named(
+    finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, digest = finished
+    other = replace(load_trained(digest, results), model=model(300))
+    monkeypatch.setattr(downstream, "load_trained", lambda name, results: other)
+    with pytest.raises(UserError, match=r"bytes: 256 tokens, and .* was trained with 300; put back"):
+        downstream.open_checkpoint(digest, results, None)
 
 
 def test_the_average_is_of_table_3s_six_accuracies() -> None:
@@ -296,7 +307,7 @@ def test_mistakes_are_one_line(
         return str(error.value)
 
     assert "did you mean local_choice" in said(digest, "local_choise")
-    assert "no folder 'nowhere'" in said("nowhere")
+    assert "unknown checkpoint 'nowhere'" in said("nowhere")
     assert "leave the option out" in said(digest, tokenizer="t.json")
     assert "no such folder" in said(digest, include=tmp_path / "none")
     folder = _folder(tmp_path)

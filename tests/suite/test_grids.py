@@ -66,6 +66,30 @@ def test_piano_length_sees_as_many_samples_a_step_at_every_length() -> None:
     assert set(theirs.values()) == {line.name for line in drawn.lines}
 
 
+def test_piano_ablation_changes_what_it_says_and_shares_cells() -> None:
+    module = grid_module("piano-ablation")
+    found = {c.digest: c for c in cells("piano-ablation", "cpu")}
+    shared = found.keys() & {c.digest for c in cells("piano-length", "cpu")}
+    assert len(found) == 16 and len(shared) == 4
+    assert len(found) - len(shared) <= 25 / len(module.SEEDS)
+
+    def of(line: Any) -> dict[str, Any]:
+        config: dict[str, Any] = dict(resolve(line.requests[0], 0).model_config)
+        return config
+
+    left, right = (figure.lines for figure in module.figures("cpu"))
+    selective = [
+        tuple(of(line)[f"selective_{name}"] for name in ("dt", "B", "C")) for line in left[1:]
+    ]
+    assert selective == [(True,) * 3, (True,) * 3, (True, False, False), (False,) * 3]
+    assert [of(line)["init"] for line in left[1:]] == ["real", "complex", "complex", "complex"]
+    assert all(not of(line)["selective_dt"] for line in right)
+    assert [of(line)["center"] for line in right] == ["sashimi", "", "", ""]
+    theirs = module.figures("paper")[0].paper
+    assert {line.beside for line in theirs} == {line.name for line in left}
+    assert module.requests("paper")[2].settings["model.num_layers"] == 8
+
+
 def test_table_1_has_the_papers_pairs_at_near_equal_size() -> None:
     from seqbench.models.build import build_model
 
