@@ -74,18 +74,14 @@ class Language(Task):
             },
         ),
         "paper": Scale(
-            note="the 125M model's depth, width, steps and rate of the improved recipe, on a text "
-            "of yours read as bytes; the paper's is the Pile in GPT-2 tokens.",
-            task={"path": "", "length": 2048},
+            note="the 125M model's depth, width, steps and batch with the improved recipe, on a "
+            "text of yours in GPT-2 tokens; the paper's is the Pile.",
+            task={"path": "", "length": 2048, "tokenizer": "gpt2"},
             model={"d_model": 768, "num_layers": 24},
             train={
+                "recipe": "improved",
                 "steps": 4800,
                 "batch_size": 256,
-                "lr": 3e-3,
-                "min_lr": 1e-5,
-                "warmup_steps": 480,
-                "weight_decay": 0.1,
-                "beta2": 0.95,
                 "eval_every": 200,
             },
         ),

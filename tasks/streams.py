@@ -53,7 +53,7 @@ def digest(*parts: object, release: Callable[[], None] = lambda: None) -> str:
         data = part.reshape(-1).view(np.uint8)
         sha.update(f"{len(data)}:".encode())
         for start in range(0, len(data), _HASH_BYTES):
-            sha.update(data[start : start + _HASH_BYTES])
+            sha.update(data[start : start + _HASH_BYTES].data)
             release()
     return sha.hexdigest()
 

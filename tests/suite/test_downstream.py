@@ -249,7 +249,9 @@ def test_a_tokenizer_that_changed_since_the_training_is_named(
     results, digest = finished
     other = replace(load_trained(digest, results), model=model(300))
     monkeypatch.setattr(downstream, "load_trained", lambda name, results: other)
-    with pytest.raises(UserError, match=r"bytes: 256 tokens, and .* was trained with 300; put back"):
+    with pytest.raises(
+        UserError, match=r"bytes: 256 tokens, and .* was trained with 300; put back"
+    ):
         downstream.open_checkpoint(digest, results, None)
 
 

@@ -372,7 +372,12 @@ def test_an_unknown_tokenizer_lists_what_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
-def test_the_library_itself_streams_a_local_data_set(tmp_path: Path) -> None:
+def test_the_library_itself_streams_a_local_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "library"))
     folder = tmp_path / "pages"
     folder.mkdir()
     for split, pages in (("train", PAGES), ("validation", PAGES[:5])):
