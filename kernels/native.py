@@ -91,6 +91,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     than the kernel that fills it.
     """
     x = torch.empty(shape, dtype=dtype)
+    if x.nbytes < _HUGE_FROM:
+        return x
     first = -(-x.data_ptr() // _PAGE) * _PAGE
     size = (x.data_ptr() + x.nbytes - first) // _PAGE * _PAGE
     if size >= _HUGE_FROM and (madvise := _madvise()) is not None:
@@ -111,6 +113,7 @@ def _madvise() -> Any:
     return madvise
 
 
+@functools.cache
 def instruction_sets() -> tuple[str, ...]:
     """What this CPU can run, the best first."""
     names = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}

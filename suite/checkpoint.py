@@ -40,6 +40,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state alone; empty for a file that is no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
+            return state
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's per-parameter tensors by `optimizer/INDEX/NAME`."""
     state = optimizer.state_dict()["state"]

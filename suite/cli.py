@@ -51,6 +51,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(new_app, name="new")
 
 LAUNCHERS = ("local", "ray", "slurm")
+RETRIED = ("failed", "diverged", "stopped")
 UNFINISHED = 3  # exit status of a sitting that ended before its cells
 
 _WIDE = 170  # columns of a bench's table where there is no terminal to fit
@@ -152,6 +153,14 @@ def run(
         float | None,
         typer.Option(help="Seconds of this sitting; what is unfinished waits, exit status 3."),
     ] = None,
+    conclude: Annotated[
+        bool,
+        typer.Option(
+            "--conclude",
+            help="Train no further: test cells that began at their best weights so far, recorded "
+            "as stopped; --retry stopped goes on.",
+        ),
+    ] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster's address, or auto; a local one without.")
     ] = None,
@@ -162,7 +171,7 @@ def run(
         ),
     ] = None,
     retry: Annotated[
-        str | None, typer.Option(help="Run cells again that ended as: failed or diverged.")
+        str | None, typer.Option(help="Run cells again that ended as: failed, diverged or stopped.")
     ] = None,
     logger: Annotated[
         str | None, typer.Option(help="Mirror the curves too: tensorboard or wandb.")
@@ -192,6 +201,7 @@ def run(
         cell_seconds=cell_seconds,
         cell_memory=cell_memory,
         budget=budget,
+        conclude=conclude,
     )
     launch = _launcher(launcher, ray_address, slurm or [])
     if logger is not None:
@@ -217,8 +227,8 @@ def run(
         )
     runner.check_writable(results)
     if retry is not None:
-        if retry not in ("failed", "diverged"):
-            raise discovery.unknown("status in --retry", retry, ["failed", "diverged"])
+        if retry not in RETRIED:
+            raise discovery.unknown("status in --retry", retry, RETRIED)
         runner.forget(cells, results, retry)
     if grid is not None:
         declare(results, grid, scale, assignments)
@@ -229,14 +239,18 @@ def run(
             f"results in {results}/"
         )
     if plan.missing:
-        if budget is not None:
-            execution = replace(execution, budget=max(1.0, budget - (time.monotonic() - began)))
         with (
             _progress(plan.missing, as_json) as on_event,
             mirrored(logger, results, on_event) as told,
         ):
-            launch(plan.missing, results, execution, on_event=told)
-        plan = runner.plan(cells, results)
+            for wave in runner.waves(plan.missing):
+                ready = runner.startable(wave, plan.missing)
+                if budget is not None:
+                    left = budget - (time.monotonic() - began)
+                    execution = replace(execution, budget=max(1.0, left))
+                if ready:
+                    launch(ready, results, execution, on_event=told)
+                    plan = runner.plan(cells, results)
     if plan.missing:
         err.print(f"{len(plan.missing)} cells unfinished; the same command goes on from here")
         return UNFINISHED
@@ -244,7 +258,7 @@ def run(
     bad = [r for r in plan.finished if r.status != "done"]
     for record in bad:
         err.print(f"{record.cell.label}: {record.status}: {record.error}")
-    return 1 if any(r.status != "skipped" for r in bad) else 0
+    return 1 if any(r.status not in ("skipped", "stopped") for r in bad) else 0
 
 
 @app.command()
@@ -455,7 +469,7 @@ def bench_overhead_command(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Time a training step through the harness against the same step in a bare PyTorch loop."""
+    """Time a training step, harness against a bare PyTorch loop, and its wait for the batch."""
     from dataclasses import asdict
 
     import torch
@@ -472,15 +486,18 @@ def bench_overhead_command(
         if not as_json:
             err.print(f"{cell.label}: {100 * rows[-1].fraction:+.1f} %")
     if as_json:
-        print(json.dumps([{**asdict(r), "fraction": r.fraction} for r in rows], indent=2))
+        found = [{**asdict(r), "fraction": r.fraction, "idle": r.idle} for r in rows]
+        print(json.dumps(found, indent=2))
         return
     table = Table(box=None)
-    for column in ("cell", "stage", "bare ms", "harness ms", "overhead", "set-up ms"):
+    names = ("cell", "stage", "bare ms", "harness ms", "overhead", "set-up ms", "waits for data")
+    for column in names:
         table.add_column(column, justify="left" if column == "cell" else "right")
     for r in rows:
         times = [f"{1e3 * t:.1f}" for t in (r.bare_seconds, r.harness_seconds, r.setup_seconds)]
         stage = "" if r.stage is None else str(r.stage)
-        table.add_row(r.cell, stage, times[0], times[1], f"{100 * r.fraction:+.1f} %", times[2])
+        shares = f"{100 * r.fraction:+.1f} %", f"{100 * r.idle:.2f} %"
+        table.add_row(r.cell, stage, times[0], times[1], shares[0], times[2], shares[1])
     out.print(table)
 
 

@@ -21,6 +21,7 @@ from seqbench.models.base import ModelError
 from seqbench.models.build import build_model, match_parameters, options_of
 from seqbench.suite.discovery import is_plugin, task_class, unknown
 from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
+from seqbench.suite.initial import with_fingerprint
 from seqbench.suite.recipes import recipe_settings
 from seqbench.tasks.base import Task, TaskError
 
@@ -87,9 +88,16 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         if section not in values:
             raise unknown(f"section of the setting {path}:", section, SECTIONS)
         values[section][key] = value
+    if request.init_from is not None:
+        # Its task may be another, with other settings.
+        same = request.init_from.task == request.task
+        shared = [(k, v) for k, v in assignments if same or not k.startswith("task.")]
+        source = resolve(request.init_from, 0, shared)
+        values["train"]["init_from"] = f"{source.digest}@seed"
     config: Any = build_config(cls.Config, values["task"], "task")
     train = build_config(TrainConfig, values["train"], "train")
     _check_train(train)
+    train = with_fingerprint(train)
     task_config = _plain(_settled(config))
     task = prepared_task(request.task, task_config)
     if request.same_size_as is not None and "model.d_model" not in dict(assignments):

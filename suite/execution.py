@@ -24,3 +24,4 @@ class Execution:
     cell_seconds: float | None = None  # wall time of a cell in this sitting
     cell_memory: int | None = None  # resident bytes of a cell's processes
     budget: float | None = None  # seconds of this sitting
+    conclude: bool = False  # test what is trained so far, and train no further

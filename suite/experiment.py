@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -60,10 +60,21 @@ class TrainConfig:
     segment_length: int | None = None
     # exact: those of the whole sequence, for a second forward pass. truncated: cut between pieces.
     segment_gradients: Literal["exact", "truncated"] = "exact"
+    # Weights to begin from: a checkpoint's file, or the digest of a finished cell whose checkpoint
+    # is in the results folder; DIGEST@seed: of that cell with this one's seed. None: drawn.
+    init_from: str | None = None
+    init_sha256: str = ""  # of a file's weights; filled in, and the file's identity
 
 
 # Fields that came after the first records: at their default they leave an identity as it was.
-_LATER = ("recipe", "micro_tokens", "segment_length", "segment_gradients")
+_LATER = (
+    "recipe",
+    "micro_tokens",
+    "segment_length",
+    "segment_gradients",
+    "init_from",
+    "init_sha256",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,8 @@ class Cell:
         for name in _LATER:
             if train[name] == usual[name]:
                 del train[name]
+        if self.train.init_sha256:
+            del train["init_from"]  # where the file lies is no part of it
         identity["train"] = train
         return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -95,6 +108,17 @@ class Cell:
     def digest(self) -> str:
         """The first 16 hex digits of the identity's SHA-256."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
+
+    @cached_property
+    def family(self) -> str:
+        """The digest whatever the seed."""
+        return replace(self, seed=0).digest
+
+    def begins_from(self, other: Cell) -> bool:
+        """Whether its first weights are the other cell's last."""
+        source = self.train.init_from
+        alike = self.seed == other.seed and source == f"{other.family}@seed"
+        return alike or source == other.digest
 
     @property
     def label(self) -> str:
@@ -111,3 +135,4 @@ class Request:
     scale: str = "cpu"
     settings: Mapping[str, Any] = field(default_factory=dict)  # "train.steps" -> 500
     same_size_as: str | None = None  # a model whose parameter count the width is chosen to match
+    init_from: Request | None = None  # the cell, of the same seed, whose weights it begins from

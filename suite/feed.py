@@ -6,6 +6,7 @@ nothing. Only a stage that ended in between does, and the batches made for it ar
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -43,12 +44,14 @@ class Feed:
     ) -> None:
         self.task, self.batch_size, self.seed, self.stage = task, batch_size, seed, stage
         self.processes, self.pinned = processes, pinned
+        self.waited = 0.0  # seconds that steps waited for their batches
 
     def over(self, steps: range) -> Iterable[Any]:
         """What the trainer iterates over: one item a step, each for `batch`."""
         if not self.processes:
             return steps
-        return DataLoader(
+        return _Loader(
+            self._count,
             _Ahead(self.task, self.batch_size, self.seed),
             sampler=_Asked(steps, self.stage),
             batch_size=None,
@@ -60,13 +63,34 @@ class Feed:
 
     def batch(self, item: int | Made) -> Batch:
         """The batch of an item: the one made ahead, if its stage is still the stage."""
-        if isinstance(item, int):
-            return self.make(item, self.stage())
-        return item.batch if item.stage == self.stage() else self.make(item.step, self.stage())
+        if not isinstance(item, int) and item.stage == self.stage():
+            return item.batch
+        began = time.perf_counter()
+        batch = self.make(item if isinstance(item, int) else item.step, self.stage())
+        self._count(time.perf_counter() - began)
+        return batch
 
     def make(self, index: int, stage: int | None) -> Batch:
         """The batch itself."""
         return _Ahead(self.task, self.batch_size, self.seed)[index, stage].batch
+
+    def _count(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+class _Loader(DataLoader[Made]):
+    """One that tells how long each batch was waited for."""
+
+    def __init__(self, waited: Callable[[float], None], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waited = waited
+
+    def __iter__(self) -> Any:
+        batches, began = super().__iter__(), time.perf_counter()
+        for batch in batches:
+            self.waited(time.perf_counter() - began)
+            yield batch
+            began = time.perf_counter()
 
 
 class _Ahead(Dataset[Made]):

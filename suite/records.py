@@ -17,8 +17,9 @@ from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 
 from seqbench.suite.experiment import Cell, UserError
 
+# stopped: tested before its last step, because that was asked for; its checkpoint waits.
 # skipped: the model cannot do what the cell asks for, and says why.
-Status = Literal["done", "diverged", "failed", "skipped"]
+Status = Literal["done", "stopped", "diverged", "failed", "skipped"]
 # Strict JSON has no NaN and no infinity: they are written as strings, which this type reads back.
 Number = Annotated[float, Strict(False)]
 
@@ -85,6 +86,11 @@ class Record:
     solved_at: int | None = None  # first validated step at train.stop_at or better
     cost: Cost | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)  # versions, device, backend, ...
+
+    @property
+    def has_results(self) -> bool:
+        """Whether it was tested."""
+        return self.status in ("done", "stopped")
 
 
 def path_of(results: Path, cell: Cell) -> Path:

@@ -70,6 +70,25 @@ def plan(cells: Sequence[Cell], results: Path) -> Plan:
     return Plan(cells=tuple(cells), finished=tuple(finished), missing=tuple(missing))
 
 
+def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in groups, each to be run after those whose weights it begins from."""
+    found, left = [], list(cells)
+    while left:
+        wave = startable(left, left)
+        found.append(wave)
+        left = [cell for cell in left if cell not in wave]
+    return found
+
+
+def startable(cells: Sequence[Cell], unfinished: Sequence[Cell]) -> list[Cell]:
+    """Those that do not begin from the weights of an unfinished cell."""
+    return [
+        cell
+        for cell in cells
+        if cell.train.init_from is None or not any(map(cell.begins_from, unfinished))
+    ]
+
+
 def check_writable(results: Path) -> None:
     """UserError unless files can be made in the results folder (it is created)."""
     try:

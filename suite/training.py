@@ -38,6 +38,7 @@ from seqbench.suite.evaluation import add_up, evaluate, resets_of, tokens_within
 from seqbench.suite.execution import Compile
 from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.feed import Feed, Made
+from seqbench.suite.initial import load_initial
 from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
@@ -393,12 +394,15 @@ def run_cell(
     listener: Listener = lambda event: None,
     pause: Callable[[], bool] = lambda: False,
     stop_after: int | None = None,
+    conclude: bool = False,
 ) -> Record | None:
     """Trains and tests a cell, from its checkpoint if it has one; its own failure is a record too.
 
     Once `pause` says so, or after `stop_after` steps, this sitting ends, checkpointed, and the
-    result is None; a later call goes on. The other keywords are those of `Execution`. With several
-    devices this process is one of `ranks.group`, and all but the first return None.
+    result is None; a later call goes on. With `conclude` a cell that has been validated is not
+    trained any further: it is tested at its best weights so far and recorded as stopped, while its
+    checkpoint stays for a call that goes on. The other keywords are those of `Execution`. With
+    several devices this process is one of `ranks.group`, and all but the first return None.
     """
     place = device_of(device)
     try:
@@ -407,6 +411,8 @@ def run_cell(
         run.module.feed.pinned = place.type == "cuda"
         if compile != "off":
             run.compile(compile)
+        if conclude and not run.over:
+            return run.conclude(devices, strategy)
         return run.to_the_end(devices, strategy, stop_after)
     except Diverged as error:
         return _unfinished(cell, "diverged", str(error), place)
@@ -446,6 +452,10 @@ class _Run:
             )
         torch.manual_seed(_seed(cell, "init"))
         self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)
+        # Where an earlier sitting's weights come, these are overwritten again.
+        self.initial = None
+        if cell.train.init_from is not None:
+            self.initial = load_initial(self.model, cell, results)
         self.model.to(device)
         _check_segments(cell, self.task, self.model)
         _check_resets(cell, self.task, self.model)
@@ -466,6 +476,25 @@ class _Run:
                 self._resume(tensors, state)
         self.saved_at = time.perf_counter()
         self.save_cost = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether training is."""
+        return self.trained or self.module.stopped
+
+    def conclude(self, devices: int, strategy: str) -> Record | None:
+        """Tests a run that is not over; None if there is nothing to test, or no time for it."""
+        module = self.module
+        if not module.curve or not ranks.first():
+            return None
+        try:
+            with module.stoppable():
+                self._test()
+        except Paused:
+            return None
+        write_selection(self.saved.parents[1], self.cell, self.task, self.model)
+        why = f"concluded at step {module.step:,} of {self.cell.train.steps:,}"
+        return replace(self._record(devices, strategy), status="stopped", error=why)
 
     def to_the_end(self, devices: int, strategy: str, stop_after: int | None) -> Record | None:
         """Trains and tests; None if the sitting ends before, or in a process not the first."""
@@ -549,7 +578,7 @@ class _Run:
             )
             self.tested[label] = sums.metrics(which, "test")
             self.by_position = self.by_position or sums.losses_by_position()
-            if self._save_is_due():
+            if self.trained and self._save_is_due():
                 self._save()
 
     def _record(self, devices: int, strategy: str) -> Record:
@@ -574,14 +603,18 @@ class _Run:
             cost=Cost(
                 parameters=sum(p.numel() for p in self.model.parameters()),
                 state_numbers=self.model.state_size(length),
-                flops_per_token=flops_per_token(self.model, length, self.device),
+                # A model that goes through segments never sees the whole at once.
+                flops_per_token=flops_per_token(
+                    self.model, min(length, self.cell.train.segment_length or length), self.device
+                ),
                 tokens_per_second=module.tokens / module.seconds,
                 peak_memory_bytes=memory,
                 train_seconds=module.seconds,
                 wall_seconds=self.earlier_seconds + time.perf_counter() - self.began,
             ),
             environment=environment(self.device, kernel_backends())
-            | {"devices": devices, "strategy": strategy, "compile": self.compiled},
+            | {"devices": devices, "strategy": strategy, "compile": self.compiled}
+            | ({"initial_weights_sha256": self.initial} if self.initial else {}),
         )
 
     def _save_at_times(self, validated: bool) -> None:
@@ -612,7 +645,7 @@ class _Run:
     def _resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.module.unpack(tensors, state)
         self.trained, self.tested = state["trained"], state["tested"]
-        self.by_position = state["by_position"]
+        self.by_position = state.get("by_position", {})  # older checkpoints have none
         self.earlier_seconds = state["wall_seconds"]
         self.earlier_peak = state["peak_memory_bytes"]
 

@@ -8,7 +8,7 @@ import json
 import lzma
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ VERSION = 1  # raised when a baseline's figures change
 FIT_TOKENS = 2**24  # at most so many of train are counted,
 SCORE_TOKENS = 2**22  # and of validation and test scored, in pieces spread evenly
 PIECE = 2**16
+FIT_PIECE = 2**20  # tokens counted at once
+DENSE = 2**24  # at most so many counts of all possible grams are kept as one array
 COMPRESSED_BYTES = 2**24  # at most so many of test are compressed
 # How many observations the next shorter context counts for; chosen on validation.
 WEIGHTS = tuple(4.0**k for k in range(-2, 8))
@@ -48,25 +50,28 @@ def markov_bits(
     orders: int,
     vocab_size: int,
     unscored: int | None = None,
+    limits: tuple[int, int] = (FIT_TOKENS, SCORE_TOKENS),
 ) -> dict[str, float]:
     """Bits per test token of "order-0" (frequencies alone) to "order-`orders`".
 
     Counts of train; each order leans on the next shorter one by a Dirichlet prior whose weight is
     chosen on validation. Every order scores the same tokens; `unscored` is never an answer. None if
-    a split has no stretch longer than `orders`.
+    a split has no stretch longer than `orders`. Of train, and of the others, at most `limits`
+    tokens are read, in pieces spread evenly.
     """
-    fitted = _Grams(sample(train, FIT_TOKENS), orders, vocab_size, unscored)
+    fitted = _Grams(sample(train, limits[0]), orders, vocab_size, unscored)
     judged = [
-        _Grams(sample(blocks, SCORE_TOKENS), orders, vocab_size, unscored)
+        _Grams(sample(blocks, limits[1]), orders, vocab_size, unscored)
         for blocks in (validation, test)
     ]
-    if not all(len(grams.last) for grams in (fitted, *judged)):
+    scored = [len(grams.codes(0)) for grams in judged]
+    if not (all(scored) and any(map(len, fitted.pieces(0)))):
         return {}
     answers = vocab_size - (unscored is not None)
-    chances = [np.full(len(grams.last), 1 / answers) for grams in judged]
+    chances = [np.full(count, 1 / answers) for count in scored]
     bits = {}
     for order in range(orders + 1):
-        counts = _Counts(fitted.codes(order), vocab_size)
+        counts = _counted(fitted, order)
         seen = [counts.of(grams.codes(order)) for grams in judged]
         weight = min(WEIGHTS, key=lambda w: _bits(_leaning(*seen[0], chances[0], w)))
         chances = [_leaning(*s, chance, weight) for s, chance in zip(seen, chances, strict=True)]
@@ -96,23 +101,26 @@ class _Grams:
     """The tokens of blocks that have `orders` tokens before them, with those tokens."""
 
     def __init__(self, blocks: Blocks, orders: int, vocab_size: int, unscored: int | None) -> None:
-        held = [block for block in blocks if len(block) > orders]
-        # past[k]: the token k places before, one entry for every scored token.
-        past = [
-            np.concatenate([np.asarray(b[orders - k : len(b) - k]) for b in held] or [_NOTHING])
-            for k in range(orders + 1)
+        self.orders, self.vocab_size, self.unscored = orders, vocab_size, unscored
+        self.blocks = [
+            block[first : first + FIT_PIECE + orders]
+            for block in blocks
+            for first in range(0, len(block) - orders, FIT_PIECE)
         ]
-        keep = slice(None) if unscored is None else past[0] != unscored
-        self.past = [tokens[keep] for tokens in past]
-        self.last = self.past[0]
-        self.vocab_size = vocab_size
+
+    def pieces(self, order: int) -> Iterator[np.ndarray]:
+        """For each block one number for every token and the `order` before it; the token is the
+        lowest digit."""
+        for block in self.blocks:
+            past = [np.asarray(block[self.orders - k : len(block) - k]) for k in range(order + 1)]
+            code = past[0].astype(np.int64)
+            for k in range(1, order + 1):
+                code += past[k].astype(np.int64) * self.vocab_size**k
+            yield code if self.unscored is None else code[past[0] != self.unscored]
 
     def codes(self, order: int) -> np.ndarray:
-        """One number for the token and the `order` before it; the token is the lowest digit."""
-        code = self.last.astype(np.int64)
-        for k in range(1, order + 1):
-            code += self.past[k].astype(np.int64) * self.vocab_size**k
-        return code
+        """Of all blocks."""
+        return np.concatenate([*self.pieces(order), _NOTHING])
 
 
 class _Counts:
@@ -132,7 +140,28 @@ class _Counts:
         )
 
 
-_NOTHING = np.zeros(0, dtype=np.uint8)
+class _DenseCounts:
+    """The same, as an array of all grams there can be: of a large corpus of few letters."""
+
+    def __init__(self, pieces: Iterator[np.ndarray], vocab_size: int, size: int) -> None:
+        self.vocab_size = vocab_size
+        self.seen = np.zeros(size, dtype=np.int64)
+        for codes in pieces:
+            self.seen += np.bincount(codes, minlength=size)
+        self.context_seen = self.seen.reshape(-1, vocab_size).sum(1)
+
+    def of(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.seen[codes], self.context_seen[codes // self.vocab_size]
+
+
+def _counted(grams: _Grams, order: int) -> _Counts | _DenseCounts:
+    size = grams.vocab_size ** (order + 1)
+    if size <= DENSE:
+        return _DenseCounts(grams.pieces(order), grams.vocab_size, size)
+    return _Counts(grams.codes(order), grams.vocab_size)
+
+
+_NOTHING = np.zeros(0, dtype=np.int64)
 _memory: dict[str, dict[str, float]] = {}
 
 

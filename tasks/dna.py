@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import logging
+import mmap
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +32,9 @@ LETTERS = "ACGTN"  # their ids: 0 to 4
 N = LETTERS.index("N")
 AMBIGUOUS = "RYSWKMBDHV"  # IUPAC codes, read as N
 MARKOV_ORDERS = 8
-CHUNK = 2**24  # bases encoded at once
+MARKOV_BASES = (2**26, 2**23)  # of train, and of validation and test, at most
+CHUNK = 2**22  # bases encoded at once
+BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 SLICE = "chr20-slice"  # the data set that comes with the package
 EMBEDDED = (SLICE, "apes-sample")  # checked whenever they are opened
 BASENJI = "basenji-human"  # the data set of the split of Basenji, Enformer and HyenaDNA
@@ -169,23 +172,18 @@ class Dna(Task):
                 starts = windows.epochs(index * batch_size, batch_size, seed)
             else:
                 starts = windows.random(batch_size, rng)
-            tokens = windows.read(self._genome.bases, starts)
+            tokens = self._genome.read(windows, starts)
             if self.config.reverse_complement:
                 other = rng.random(len(tokens)) < 0.5
                 tokens[other] = _COMPLEMENT[tokens[other, ::-1]]
         else:
-            tokens = windows.read(self._genome.bases, windows.fixed(index * batch_size, batch_size))
+            tokens = self._genome.read(windows, windows.fixed(index * batch_size, batch_size))
         targets = tokens[:, 1:].copy()
         targets[targets == N] = IGNORE
         return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
 
     def _stage_lengths(self) -> list[int]:
-        """The lengths of the warm-up: doubling, below the task's own."""
-        first, lengths = self.config.warmup_from, []
-        while first is not None and first < self.config.length:
-            lengths.append(first)
-            first *= 2
-        return lengths
+        return doubling(self.config.warmup_from, self.config.length)
 
     def _cut(self, split: Split, length: int) -> Windows | _Segments:
         if self.config.sampling == "segments":
@@ -200,13 +198,17 @@ class Dna(Task):
         return 2.0
 
     def baselines(self) -> dict[str, float]:
-        """Markov models of order 0 (the zero-order baseline: base frequencies) to 8."""
+        """Markov models of order 0 (the zero-order baseline: base frequencies) to 8.
+
+        Counted on all of train and scored on all of test, up to a whole chromosome or so.
+        """
         blocks = {
             split: [self._genome.bases[start:end] for start, end in self._regions[split]]
             for split in SPLITS
         }
         return cached(
             self.fingerprint(),
+            MARKOV_BASES,
             compute=lambda: markov_bits(
                 blocks["train"],
                 blocks["validation"],
@@ -214,6 +216,7 @@ class Dna(Task):
                 orders=MARKOV_ORDERS,
                 vocab_size=self.vocab_size,
                 unscored=N,
+                limits=MARKOV_BASES,
             ),
         )
 
@@ -298,6 +301,17 @@ class Genome:
     gaps: Intervals  # the runs of N
     sha256: str  # of the bases
 
+    def read(self, windows: Windows, starts: np.ndarray) -> np.ndarray:
+        """The windows at those starts, (count, length + 1), int64.
+
+        What was read stays in the system's cache, not in this process: else all of a genome would
+        end up in its memory.
+        """
+        tokens = windows.read(self.bases, starts)
+        if isinstance(self.bases, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.bases._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        return tokens
+
     def interval(self, name: str, where: str) -> tuple[int, int]:
         """The record of that name; `where` it was named, for the message."""
         if name not in self.records:
@@ -327,6 +341,15 @@ class Genome:
             for split, low, high in zip(SPLITS, cuts, cuts[1:], strict=False):
                 regions[split].append((low, high))
         return regions
+
+
+def doubling(first: int | None, length: int) -> list[int]:
+    """The lengths of a warm-up from `first` on, doubling, below `length`; none without a first."""
+    lengths = []
+    while first is not None and first < length:
+        lengths.append(first)
+        first *= 2
+    return lengths
 
 
 def open_genome(dataset: str, fasta: str | None, where: str | None = None) -> Genome:
@@ -372,7 +395,7 @@ def _encode(path: Path, where: str, target: Path) -> None:
         with new_folder(target) as folder:
             work = folder / "work"  # the unpacked file and its index, never beside the file itself
             work.mkdir()
-            _write_bases(_plain(path, where, work), work / "index.fai", where, folder)
+            _write_bases(_plain(path, where, work), path.name, where, folder)
             shutil.rmtree(work)
     except OSError as error:
         raise TaskError(
@@ -381,15 +404,20 @@ def _encode(path: Path, where: str, target: Path) -> None:
         ) from None
 
 
-def _write_bases(path: Path, index: Path, where: str, folder: Path) -> None:
+def _write_bases(path: Path, called: str, where: str, folder: Path) -> None:
+    """The bases of a plain file, `called` so in messages."""
     import pyfaidx
 
     try:
         fasta = pyfaidx.Fasta(
-            str(path), indexname=str(index), as_raw=True, sequence_always_upper=True
+            str(path),
+            indexname=str(path.with_name("index.fai")),
+            as_raw=True,
+            sequence_always_upper=True,
         )
     except (pyfaidx.FastaIndexingError, ValueError, RuntimeError) as error:
-        said = str(error).split("Please report")[0].replace(str(path), path.name)
+        said = str(error).split("Please report")[0]
+        said = said.replace(str(path), called).replace(path.name, called)
         raise TaskError(
             f"{where}: not a FASTA file that can be indexed ({' '.join(said.split())}); each "
             "record is a line >NAME and lines of one length without blank ones between"
@@ -429,19 +457,28 @@ def _ids(sequence: str, where: str, at: int) -> np.ndarray:
 
 
 def _plain(path: Path, where: str, work: Path) -> Path:
-    """The file itself, or its content unpacked: pyfaidx reads plain text and bgzip, not gzip."""
+    """A plain file of that content: pyfaidx goes by a file's ending, and does not read gzip."""
+    plain = work / "plain.fa"
     with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return path
-    unpacked = work / "unpacked.fa"
+        head = file.read(18)
+        if head[:2] != b"\x1f\x8b":
+            plain.symlink_to(path.resolve())
+            return plain
+        file.seek(-min(len(BGZIP_END), path.stat().st_size), 2)
+        tail = file.read()
+    # bgzip is gzip with a field of its own; an empty block at the end says that nothing is missing.
+    if head[3:4] == b"\x04" and head[12:14] == b"BC" and tail != BGZIP_END:
+        raise TaskError(
+            f"{where}: the bgzip data is cut short (its end mark is missing); fetch the file again"
+        )
     try:
-        with gzip.open(path, "rb") as packed, unpacked.open("wb") as out:
+        with gzip.open(path, "rb") as packed, plain.open("wb") as out:
             shutil.copyfileobj(packed, out, CHUNK)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise TaskError(
             f"{where}: the gzip data is cut short or damaged ({error}); fetch the file again"
         ) from None
-    return unpacked
+    return plain
 
 
 def _read_bed(bed: str, genome: Genome) -> dict[Split, Intervals]:

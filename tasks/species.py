@@ -14,7 +14,7 @@ import torch
 
 from seqbench.tasks.base import IGNORE, SPLITS, Batch, Scale, Split, Task, TaskError
 from seqbench.tasks.baselines import cached
-from seqbench.tasks.dna import LETTERS, Genome, open_genome
+from seqbench.tasks.dna import LETTERS, Genome, doubling, open_genome
 from seqbench.tasks.streams import Windows, digest, generator
 
 READER = "species, reader 1"  # raised when the same files give other windows or splits
@@ -36,6 +36,9 @@ class SpeciesConfig:
     validation_chromosomes: tuple[str, ...] = VALIDATION  # of `genomes`, with or without "chr"
     test_chromosomes: tuple[str, ...] = TEST
     eval_windows: int = 512  # of validation and of test, at most; as many of every species
+    # Sequence-length warm-up: the curriculum's first stage has windows of this length, and the
+    # length doubles from stage to stage, at the same number of windows a batch.
+    warmup_from: int | None = None
 
 
 class Species(Task):
@@ -98,18 +101,16 @@ class Species(Task):
             raise TaskError(f"task.length={c.length}: a window has at least 1 base")
         if c.eval_windows < 1:
             raise TaskError(f"task.eval_windows={c.eval_windows}: give at least 1")
+        if c.warmup_from is not None and not 2 <= c.warmup_from < c.length:
+            raise TaskError(
+                f"task.warmup_from={c.warmup_from}: give 2 or more, and less than "
+                f"task.length={c.length}; or none"
+            )
         self._genomes = self._open()
         # Species -> split -> windows of each chromosome (or of all of the sample's stretches).
         self._windows: list[dict[Split, list[Windows]]] = []
         for name, (genome, regions) in self._genomes.items():
-            cut = {
-                split: [
-                    windows
-                    for stretches in regions[split]
-                    if len(windows := Windows(stretches, max(c.length - 1, 1)))
-                ]
-                for split in SPLITS
-            }
+            cut = {split: _windows(regions[split], c.length) for split in SPLITS}
             for split, found in cut.items():
                 if not found:
                     raise TaskError(
@@ -117,6 +118,11 @@ class Species(Task):
                         f"task.length={c.length} bases; give more sequence or a shorter length"
                     )
             self._windows.append(cut)
+        # Stage -> species -> train windows of each chromosome.
+        self._stages = [
+            [_windows(regions["train"], length) for _, regions in self._genomes.values()]
+            for length in doubling(c.warmup_from, c.length)
+        ]
 
     def fingerprint(self) -> str:
         parts = [
@@ -133,7 +139,10 @@ class Species(Task):
             labels = rng.integers(0, species, batch_size)
             rows = []
             for label in labels:
-                chromosomes = self._windows[label][split]
+                if stage is None:
+                    chromosomes = self._windows[label][split]
+                else:
+                    chromosomes = self._stages[stage][label]
                 windows = chromosomes[rng.integers(len(chromosomes))]
                 rows.append(self._read(int(label), windows, windows.random(1, rng)))
         else:
@@ -153,6 +162,10 @@ class Species(Task):
 
     def num_batches(self, split: Split, batch_size: int) -> int | None:
         return None if split == "train" else -(-self._held_out(split) // batch_size)
+
+    @property
+    def num_stages(self) -> int:
+        return len(doubling(self.config.warmup_from, self.config.length))
 
     def chance(self) -> float:
         return 1 / len(self._names())
@@ -216,7 +229,8 @@ class Species(Task):
 
     def _read(self, label: int, windows: Windows, starts: np.ndarray) -> np.ndarray:
         genome = list(self._genomes.values())[label][0]
-        return windows.read(genome.bases, starts)[:, : self.config.length]
+        # A window is of one base more than its length, but where a single base is asked for.
+        return genome.read(windows, starts)[:, : windows.length + (self.config.length > 1)]
 
     def _kmer_regression(self) -> dict[str, float]:
         fit = [self.batch("train", i, 64) for i in range(FIT_WINDOWS // 64)]
@@ -259,6 +273,12 @@ def _by_position(genome: Genome, name: str) -> dict[Split, list[list[tuple[int, 
         split: [[interval for _, interval in stretches[low:high]]]
         for split, low, high in zip(SPLITS, cuts, cuts[1:], strict=False)
     }
+
+
+def _windows(regions: list[list[tuple[int, int]]], length: int) -> list[Windows]:
+    """Of `length` bases, for each chromosome that holds one."""
+    made = (Windows(stretches, max(length - 1, 1)) for stretches in regions)
+    return [windows for windows in made if len(windows)]
 
 
 def _bare(chromosome: str) -> str:

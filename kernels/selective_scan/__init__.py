@@ -7,6 +7,7 @@ Shapes: B batch, L length, D width (channels), N state. `selective_scan` is the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -255,7 +256,7 @@ def _forward(
     call = (u, delta, A, B, C, D, z, delta_bias)
     name, module = _resolve(backend, *call, initial_state, reset)
     dispatch.record("selective_scan", name)
-    with torch.autocast(u.device.type, enabled=False):
+    with _without_autocast(u.device.type):
         return module.forward(*call, delta_softplus, initial_state, reset, keep)
 
 
@@ -304,7 +305,7 @@ def _backward(
     """The gradients that are needed, in order: a custom op cannot return None."""
     call = (u, delta, A, B, C, D, z, delta_bias)
     _, module = _resolve(backend, *call, initial_state, reset)
-    with torch.autocast(u.device.type, enabled=False):
+    with _without_autocast(u.device.type):
         gradients = module.backward(
             dy, dfinal_state, *call, delta_softplus, initial_state, reset, checkpoints, tuple(needs)
         )
@@ -369,6 +370,12 @@ def _differentiate(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: 
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    if not torch.is_autocast_enabled(device):  # entering torch.autocast takes a while
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _resolve(backend: str, *tensors: Tensor | None) -> tuple[str, Any]:

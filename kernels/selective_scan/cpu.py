@@ -44,7 +44,7 @@ def refuse(
             return f"a tensor is {x.dtype}; it takes float64, float32, bfloat16 and float16"
     if not 1 <= A.shape[1] <= _MAX_STATE:
         return f"the state has {A.shape[1]} numbers; it takes 1 to {_MAX_STATE}"
-    return native.refusal(_source(A))
+    return native.refusal(_GENERAL if _is_general(A) else _REAL)
 
 
 def checkpoints_shape(batch: int, length: int, width: int, state: int) -> tuple[int, ...]:
@@ -171,7 +171,7 @@ def step(
     return y, after
 
 
-_ROWS = ("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC")
+_ROWS = frozenset(("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC"))
 
 
 class _Arguments(ctypes.Structure):
@@ -223,7 +223,7 @@ class _Call:
         initial_state: Tensor | None,
         reset: Tensor | None,
     ) -> None:
-        self.source = _source(A)
+        self.general = _is_general(A)
         self.precision = A.real.dtype if A.is_complex() else A.dtype
         self.tensors: list[Tensor] = []
         self.received: list[tuple[Tensor, Tensor]] = []
@@ -237,34 +237,36 @@ class _Call:
 
     def point(self, **tensors: Tensor | None) -> None:
         """Sets fields to tensors; None leaves a field null."""
+        arguments, general = self.arguments, self.general
         for name, x in tensors.items():
             if x is None:
                 continue
-            x = native.adjacent(x) if name in _ROWS else x.contiguous()
-            if self.source == _GENERAL:
+            rows = name in _ROWS
+            x = native.adjacent(x) if rows else x.contiguous()
+            if general:
                 x = x.resolve_conj().resolve_neg()
                 if x.dtype in _ROUNDED:
                     x = x.to(self.precision)
             self.tensors.append(x)
             value: Any = x.data_ptr()
-            if name in _ROWS:
-                value = native.Rows.of(x) if self.source == _REAL else _unconverted_rows(x)
-            setattr(self.arguments, name, value)
+            if rows:
+                value = _unconverted_rows(x) if general else native.Rows.of(x)
+            setattr(arguments, name, value)
 
     def receive(self, **results: Tensor | None) -> None:
         """Sets fields to tensors that `run` fills, through the state's precision if that is all
         the library writes."""
         for name, x in results.items():
-            if x is not None and self.source == _GENERAL and x.dtype in _ROUNDED:
+            if x is not None and self.general and x.dtype in _ROUNDED:
                 exact = native.empty(tuple(x.shape), self.precision)
                 self.received.append((x, exact))
                 x = exact
             self.point(**{name: x})
 
     def run(self, direction: str) -> None:
-        library = _library(self.source)
+        library = _library(_GENERAL if self.general else _REAL)
         pointer = ctypes.byref(self.arguments)
-        general = (self.precision == torch.float64,) if self.source == _GENERAL else ()
+        general = (self.precision == torch.float64,) if self.general else ()
         size = library.scan_workspace(pointer, direction == "backward", *general)
         self.point(workspace=native.empty((size,), self.precision))
         run = library.scan_backward if direction == "backward" else library.scan_forward
@@ -273,8 +275,8 @@ class _Call:
             x.copy_(exact)
 
 
-def _source(A: Tensor) -> Path:
-    return _REAL if A.dtype == torch.float32 else _GENERAL
+def _is_general(A: Tensor) -> bool:
+    return A.dtype != torch.float32
 
 
 def _unconverted_rows(x_BLD: Tensor) -> native.Rows:
@@ -282,7 +284,7 @@ def _unconverted_rows(x_BLD: Tensor) -> native.Rows:
 
 
 def _library(source: Path) -> ctypes.CDLL:
-    return _declared(native.load(source), source == _GENERAL)
+    return _declared(native.load(source), source is _GENERAL)
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""What the harness costs: a step through Lightning against the same step in a bare PyTorch loop."""
+"""What the harness costs: a step through Lightning against the same step in a bare PyTorch loop.
+
+And how much of a step waits for its batch.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,24 @@ ENDLESS = 10**6  # steps: no validation and no forced end of a stage falls into 
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """Median seconds of a step, bare and through the harness, and of the harness's own start."""
+    """Median seconds of a step, bare and through the harness; the harness's start, its waits."""
 
     cell: str
     stage: int | None  # of the curriculum, whose batches are smaller; None: the task itself
     bare_seconds: float
     harness_seconds: float
     setup_seconds: float  # once a cell: the trainer made, the optimizer handed over
+    waiting_seconds: float  # of a harness step, for its batch
 
     @property
     def fraction(self) -> float:
         """The harness's extra time a step as a fraction of the bare step."""
         return self.harness_seconds / self.bare_seconds - 1
+
+    @property
+    def idle(self) -> float:
+        """The fraction of a step that waits for the batch."""
+        return self.waiting_seconds / self.harness_seconds
 
 
 def measure_overhead(cell: Cell, *, steps: int = 20, rounds: int = 7) -> list[Overhead]:
@@ -57,6 +66,7 @@ class _Timed:
     steps: list[float]  # seconds
     setup: float
     losses: list[float]
+    waited: float = 0.0  # seconds a step
 
 
 def _measure(cell: Cell, task: Task, stage: int | None, steps: int, rounds: int) -> Overhead:
@@ -69,18 +79,20 @@ def _measure(cell: Cell, task: Task, stage: int | None, steps: int, rounds: int)
     )
     quiet = replace(cell, train=train)
     _check(_bare(quiet, task, stage, steps), _harness(quiet, task, stage, steps), cell.label)
-    bare, harness, setups = list[float](), list[float](), list[float]()
+    bare, harness, setups, waits = list[float](), list[float](), list[float](), list[float]()
     for _ in range(rounds):
         bare += _bare(quiet, task, stage, steps).steps
         timed = _harness(quiet, task, stage, steps)
         harness += timed.steps
         setups.append(timed.setup)
+        waits.append(timed.waited)
     return Overhead(
         cell=cell.label,
         stage=stage,
         bare_seconds=statistics.median(bare),
         harness_seconds=statistics.median(harness),
         setup_seconds=statistics.median(setups),
+        waiting_seconds=statistics.median(waits),
     )
 
 
@@ -138,7 +150,9 @@ def _harness(cell: Cell, task: Task, stage: int | None, steps: int) -> _Timed:
     module.after_step = stamp
     fit(module, range(steps), torch.device("cpu"))
     times = _differences(ends)
-    return _Timed(times[1:], times[0] - statistics.median(times), losses)
+    return _Timed(
+        times[1:], times[0] - statistics.median(times), losses, module.feed.waited / steps
+    )
 
 
 def _differences(ends: list[float]) -> list[float]:

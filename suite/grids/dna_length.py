@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from seqbench.suite.experiment import Request
+from seqbench.suite.figures import Figure, Line, paper_lines
 
 TITLE = "DNA: perplexity by context length"
 SEEDS = (0, 1)
@@ -31,14 +32,39 @@ PAPER_STEPS = 20_000
 
 
 def requests(scale: str) -> list[Request]:
-    """Lengths, shortest first."""
-    if scale != "paper":
-        return [_request(scale, _cpu(length)) for length in CPU_LENGTHS]
+    """Lengths, shortest first, of every size."""
+    return [request for line in by_size(scale).values() for request in line]
+
+
+def figures(scale: str) -> list[Figure]:
+    """Perplexity against the length of context."""
+    lines = by_size(scale)
+    first = next(iter(lines))
+    beside = {"Mamba, 1.4M": first, "Mamba, 7M": list(lines)[-1]}
     return [
-        _request(scale, {**_paper(length), "model.num_layers": layers, "model.d_model": width})
-        for layers, width in ((12, 128), (16, 256))
-        for length in PAPER_LENGTHS
+        Figure(
+            name="dna-length",
+            title=TITLE,
+            x="task.length",
+            x_label="context length, bases",
+            metric="perplexity",
+            lines=tuple(Line(name=name, requests=tuple(found)) for name, found in lines.items()),
+            paper=paper_lines("Figure 5, right", beside),
+        )
     ]
+
+
+def by_size(scale: str) -> dict[str, list[Request]]:
+    """The requests for each size of the model, shortest first."""
+    if scale != "paper":
+        return {"mamba, 66K": [_request(scale, _cpu(length)) for length in CPU_LENGTHS]}
+    return {
+        name: [
+            _request(scale, {**_paper(length), "model.num_layers": layers, "model.d_model": width})
+            for length in PAPER_LENGTHS
+        ]
+        for name, layers, width in (("mamba, 1.4M", 12, 128), ("mamba, 7M", 16, 256))
+    }
 
 
 def _request(scale: str, settings: dict[str, Any]) -> Request:

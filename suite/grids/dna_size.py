@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from seqbench.suite.experiment import Request
+from seqbench.suite.figures import Figure, Line, paper_lines
 
 TITLE = "DNA: perplexity by size"
 SEEDS = (0, 1)
@@ -28,6 +29,7 @@ CPU_SIZES: tuple[dict[str, tuple[int, int]], ...] = (
     {"mamba": (4, 64), "hyena": (2, 68), "transformer++": (2, 72)},
     {"mamba": (4, 96), "hyena": (2, 100), "transformer++": (2, 104)},
 )
+PAPER_LENGTH = 1024
 PAPER_SIZES = ((4, 64), (5, 96), (6, 128), (7, 192), (8, 256), (10, 384), (12, 512))
 CPU = {
     "task.length": 512,
@@ -47,23 +49,41 @@ def requests(scale: str) -> list[Request]:
         return [
             _request(model, *sizes[model], scale, CPU) for sizes in CPU_SIZES for model in RATES
         ]
+    return [_paper(model, blocks, width) for blocks, width in PAPER_SIZES for model in RATES]
+
+
+def figures(scale: str) -> list[Figure]:
+    """Perplexity against parameters."""
+    found = requests(scale)
+    beside = {"Mamba": "mamba", "HyenaDNA": "hyena", "Transformer++": "transformer++"}
     return [
-        _request(
-            model,
-            2 * blocks if model == "mamba" else blocks,
-            width,
-            scale,
-            {
-                "task.sampling": "segments",
-                "train.precision": "bf16-mixed",
-                "train.micro_tokens": 2**17 if width <= 256 else 2**15,
-            },
+        Figure(
+            name="dna-size",
+            title=TITLE,
+            x="parameters",
+            metric="perplexity",
+            lines=tuple(
+                Line(name=model, requests=tuple(r for r in found if r.model == model))
+                for model in RATES
+            ),
+            paper=paper_lines("Figure 5, left", beside),
         )
-        for blocks, width in PAPER_SIZES
-        for model in RATES
     ]
+
+
+def _paper(model: str, blocks: int, width: int) -> Request:
+    """As there, mamba has two blocks for one of the others, at the same width."""
+    settings = {
+        "task.sampling": "segments",
+        "train.precision": "bf16-mixed",
+        "train.micro_tokens": 2**17 if width <= 256 else 2**15,
+    }
+    layers = 2 * blocks if model == "mamba" else blocks
+    return _request(model, layers, width, "paper", settings)
 
 
 def _request(model: str, layers: int, width: int, scale: str, settings: dict[str, Any]) -> Request:
     size = {"model.num_layers": layers, "model.d_model": width, "train.lr": RATES[model]}
+    if model == "hyena":  # its filters are as long as a window
+        size["model.filter_length"] = settings.get("task.length", PAPER_LENGTH)
     return Request(task="dna", model=model, scale=scale, settings={**settings, **size})

@@ -96,6 +96,7 @@ def run_locked(
         strategy=execution.strategy,
         compile=execution.compile,
         prefetch=execution.prefetch,
+        conclude=execution.conclude,
         listener=tell,
         pause=pause,
     )

@@ -60,7 +60,7 @@ class Group:
     @cached_property
     def done(self) -> tuple[Record, ...]:
         """The records with results."""
-        return tuple(r for r in self.records if r.status == "done")
+        return tuple(r for r in self.records if r.has_results)
 
     @cached_property
     def score(self) -> Estimate | None:
@@ -170,7 +170,17 @@ def scale_notes(records: Sequence[Record]) -> list[str]:
             for c in cells.values()
             if c.scale == scale and c.scale_note
         ]
-    return notes + _truncated(records)
+    return notes + _truncated(records) + _stopped(records)
+
+
+def _stopped(records: Sequence[Record]) -> list[str]:
+    """Which cells were tested before their last step."""
+    return [
+        f"{r.cell.label}, {r.cell.scale} scale: stopped at step {r.steps_done:,} of "
+        f"{r.cell.train.steps:,}, not by its solution, and tested there."
+        for r in records
+        if r.status == "stopped"
+    ]
 
 
 def _truncated(records: Sequence[Record]) -> list[str]:

@@ -103,7 +103,7 @@ def figures(results: Path, records: Sequence[Record], grid: str | None = None) -
     files = declared_files(results)
     families: dict[str, list[Record]] = {}
     for record in records if files else ():
-        if record.status == "done":
+        if record.has_results:
             families.setdefault(family(record.cell), []).append(record)
     made = []
     for path in files:

@@ -44,7 +44,7 @@ def page(
         ("tasks", "By task", _tasks(found, tables, plots)),
         ("cost", "Cost", _table(by_name["cost"])),
         ("paper", "Beside the paper", _table(by_name["paper"]) if "paper" in by_name else ""),
-        ("failures", "Cells without results", _table(by_name["status"])),
+        ("failures", "Cells that are not done", _table(by_name["status"])),
         ("cells", "All cells", _table(_cells(found), tall=True, ids=True)),
         ("provenance", "Provenance", _provenance(records, found)),
     ]
@@ -75,7 +75,7 @@ def _chips(records: Sequence[Record], status: Table) -> str:
         ("", f"{_count(done, 'cell')} done"),
     ]
     if status.rows:
-        chips.append(("bad", f"{_count(len(status.rows), 'cell')} without results"))
+        chips.append(("bad", f"{_count(len(status.rows), 'cell')} not done"))
     return "".join(f'<span class="chip {kind}">{escape(text)}</span>' for kind, text in chips)
 
 

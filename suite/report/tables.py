@@ -311,7 +311,7 @@ def cost(
                     "digests": " ".join(_digests(group.done)),
                 }
             )
-    done = [r for r in records if r.status == "done"]
+    done = [r for r in records if r.has_results]
     return Table(
         name="cost",
         title=f"What it took{f' in grid {grid}' if grid else ''}",
@@ -341,7 +341,7 @@ def cost(
 def status(
     records: Sequence[Record], cells: Sequence[Cell] | None = None, grid: str | None = None
 ) -> Table:
-    """The cells without results: those with the reason in their record, and those without one."""
+    """The cells that are not done: those with the reason in their record, and those without one."""
     have = {r.digest for r in records}
     missing = [c for c in cells or () if c.digest not in have]
     bad = [r for r in records if r.status != "done"]
@@ -354,7 +354,7 @@ def status(
     parts = [f"{n} {s}" for s, n in {**counts, "missing": len(missing)}.items() if n]
     return Table(
         name="status",
-        title=f"Cells without results{f' in grid {grid}' if grid else ''}",
+        title=f"Cells that are not done{f' in grid {grid}' if grid else ''}",
         columns=(
             Column(heading="task"),
             Column(heading="scale"),

@@ -67,6 +67,21 @@ def test_a_run_cut_into_pieces_gives_the_record_of_the_whole(model: str, tmp_pat
     assert timeless(run(one, pieces)) == timeless(whole)
 
 
+def test_a_concluded_cell_is_tested_as_it_is_and_can_go_on(tmp_path: Path) -> None:
+    one = cell()
+    whole = run(one, tmp_path / "whole")
+    assert run_cell(one, tmp_path, device="cpu", conclude=True) is None  # nothing to test yet
+    assert run_cell(one, tmp_path, device="cpu", stop_after=12) is None
+    stopped = run_cell(one, tmp_path, device="cpu", conclude=True)
+    assert stopped is not None and stopped.status == "stopped" and stopped.has_results
+    assert stopped.error == "concluded at step 12 of 30"
+    assert [point.step for point in stopped.curve] == [5, 10] and stopped.steps_done == 12
+    assert set(stopped.variants) == {"length=16"} and "accuracy" in stopped.test
+    assert timeless(run(one, tmp_path)) == timeless(whole)
+    # One that is over is finished, not stopped.
+    assert run_cell(one, tmp_path / "whole", device="cpu", conclude=True) is None
+
+
 class Pause:
     """Says so once, at the look of that number."""
 

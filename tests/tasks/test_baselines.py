@@ -42,6 +42,16 @@ def test_order_zero_is_the_unigram_entropy() -> None:
     assert bits == {"order-0": pytest.approx(expected, abs=1e-3)}
 
 
+def test_counting_all_grams_or_those_seen_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole blocks or in pieces of them, with gaps too."""
+    blocks = [RNG.integers(0, 5, n).astype(np.uint8) for n in (3, 4000, 700)]
+    dense = markov_bits(blocks, blocks, blocks, orders=3, vocab_size=5, unscored=4)
+    monkeypatch.setattr(baselines, "FIT_PIECE", 64)
+    assert markov_bits(blocks, blocks, blocks, orders=3, vocab_size=5, unscored=4) == dense
+    monkeypatch.setattr(baselines, "DENSE", 0)
+    assert markov_bits(blocks, blocks, blocks, orders=3, vocab_size=5, unscored=4) == dense
+
+
 def test_a_token_never_seen_costs_bits_and_is_not_infinite() -> None:
     train = np.zeros(1000, dtype=np.uint8)
     test = np.array([0, 0, 200, 0], dtype=np.uint8)

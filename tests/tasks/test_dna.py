@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import os
 import stat
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,18 @@ import pytest
 import torch
 
 from seqbench.tasks.base import IGNORE, SPLITS, TaskError
-from seqbench.tasks.dna import LETTERS, SLICE, Dna, DnaConfig, _merged, _without
+from seqbench.tasks.dna import (
+    BGZIP_END,
+    LETTERS,
+    SLICE,
+    Dna,
+    DnaConfig,
+    Genome,
+    _merged,
+    _without,
+)
 from seqbench.tasks.fetch import fetch, registry, verify
+from seqbench.tasks.streams import Windows
 
 RNG = np.random.default_rng(0)
 
@@ -133,6 +145,29 @@ def test_plain_gzip_and_windows_line_ends_read_the_same(tmp_path: Path) -> None:
     assert len({_bases(task, "b") for task in tasks}) == 1
 
 
+def _bgzip(text: bytes, block: int = 200) -> bytes:
+    """As the bgzip command writes: members with their own size in a field, an empty one last."""
+    out = b""
+    for first in range(0, len(text) + block, block):
+        piece = text[first : first + block]
+        deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+        data = deflate.compress(piece) + deflate.flush()
+        head = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00BC\x02\x00"
+        out += head + struct.pack("<H", len(data) + 25) + data
+        out += struct.pack("<II", zlib.crc32(piece), len(piece))
+    return out
+
+
+def test_bgzip_and_plain_text_under_any_name_read_the_same(tmp_path: Path) -> None:
+    plain = _fasta(tmp_path / "a.fa", {"a": _random_dna(1000)})
+    text = plain.read_bytes()
+    blocks = _bgzip(text)
+    assert blocks.endswith(BGZIP_END) and gzip.decompress(blocks) == text
+    paths = [_written(tmp_path / name, blocks) for name in ("b.fa.bgz", "c.fa")]
+    paths += [_written(tmp_path / name, text) for name in ("d.fa.gz", "e.txt")]
+    assert {_task(path).fingerprint() for path in paths} == {_task(plain).fingerprint()}
+
+
 def test_nothing_is_written_beside_a_read_only_file(tmp_path: Path, own_cache: Path) -> None:
     folder = tmp_path / "readonly"
     folder.mkdir()
@@ -244,6 +279,11 @@ GOOD = b">a\n" + b"ACGT" * 100 + b"\n"
         (lambda d: _written(d / "u.fa", b">p\nACGU\n"), "record 'p' has 'U' at base 4"),
         (lambda d: _written(d / "c.fa.gz", gzip.compress(GOOD)[:-12]), "cut short or damaged"),
         (lambda d: _written(d / "b.fa.gz", gzip.compress(GOOD)[:-8] + b"x" * 8), "cut short or"),
+        (lambda d: _written(d / "g.fa.gz", _bgzip(GOOD)[:-40]), "cut short"),
+        (lambda d: _written(d / "m.fa.gz", _bgzip(GOOD)[:-28]), "its end mark is missing"),
+        (lambda d: _written(d / "z.fa.gz", b""), "not a FASTA file"),
+        (lambda d: _written(d / "y.fa.gz", gzip.compress(b"")), "not a FASTA file"),
+        (lambda d: _written(d / "l.fa", b">p\ngatkmkvle\n"), "record 'p' has 'L' at base 8"),
         (lambda d: _written(d / "n.fa", b">a\n" + b"N" * 400 + b"\n"), "no stretch of bases"),
         (lambda d: _written(d / "s.fa", b">a\nACGTACGTACGTACGT\n"), "no stretch of bases"),
     ],
@@ -369,3 +409,23 @@ def test_the_warm_up_doubles_the_length_at_the_same_number_of_bases(tmp_path: Pa
     assert shapes == [(16, 32), (8, 64), (4, 128)] and task.num_stages == 2
     with pytest.raises(TaskError, match="warmup_from=128"):
         _task(fasta, length=128, warmup_from=128)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mapped memory needs Linux")
+def test_what_was_read_of_a_genome_does_not_stay_in_memory(tmp_path: Path) -> None:
+    file, size = tmp_path / "bases.u1", 2**25
+    file.write_bytes(bytes(size))
+    bases = np.memmap(file, dtype=np.uint8, mode="r")
+    genome = Genome(where="", bases=bases, records={"a": (0, size)}, gaps=[], sha256="")
+
+    def resident() -> int:
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        found = next(line for line in lines if line.endswith(str(file)))
+        assert found
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+    assert int(bases[:: 2**12].sum()) == 0 and resident() > size // 2  # as plain reading leaves it
+    windows = Windows([(0, size)], 2**13)
+    for first in range(0, len(windows), 64):
+        genome.read(windows, windows.fixed(first, 64))
+    assert resident() < size // 8

@@ -88,3 +88,12 @@ def test_a_config_that_cannot_be_is_one_line(config: Any, said: str) -> None:
     with pytest.raises(TaskError, match=said) as error:
         _task(**config)
     assert "\n" not in str(error.value)
+
+
+def test_the_warm_up_doubles_the_length_at_the_same_number_of_windows() -> None:
+    task = _task(length=256, warmup_from=64)
+    shapes = [tuple(task.batch("train", 0, 4, stage=s).inputs.shape) for s in (0, 1, None)]
+    assert shapes == [(4, 64), (4, 128), (4, 256)] and task.num_stages == 2
+    assert (task.batch("train", 0, 4, stage=0).targets[:, -1] >= len(LETTERS)).all()
+    with pytest.raises(TaskError, match="warmup_from=256"):
+        _task(length=256, warmup_from=256)

@@ -157,13 +157,14 @@ struct Tile {
     data = !x.data ? nullptr : whole ? x.data + at * size : (char*)staging;
     stride = whole ? x.time_stride : BLOCK;
   }
+  // Of step t and the channels from c on.
   template <int TYPE>
-  vf get(int64_t i) const {
-    return load_as<TYPE>((const element<TYPE>*)data + i / BLOCK * stride + i % BLOCK);
+  vf get(int64_t t, int64_t c) const {
+    return load_as<TYPE>((const element<TYPE>*)data + t * stride + c);
   }
   template <int TYPE>
-  void put(int64_t i, vf x) const {
-    store_as<TYPE>((element<TYPE>*)data + i / BLOCK * stride + i % BLOCK, x);
+  void put(int64_t t, int64_t c, vf x) const {
+    store_as<TYPE>((element<TYPE>*)data + t * stride + c, x);
   }
 };
 Tile read_tile(const Rows& x, int64_t b, int64_t t, int64_t steps, int64_t d, int64_t valid,
@@ -172,13 +173,14 @@ Tile read_tile(const Rows& x, int64_t b, int64_t t, int64_t steps, int64_t d, in
   return Tile(x, b, t, d, valid, staging);
 }
 
-// f(Count<J>, i) for the vectors i/W .. i/W+J-1 of a chunk: four at a time as long as it fits.
+// f(Count<J>, t) for the J vectors of a chunk from step t on, four as long as it fits; vector j is of
+// step t + j / V and the channels from j % V * W on.
 template <class F>
 INLINE void for_vectors(int64_t steps, const F& f) {
   constexpr int MOST = V > 4 ? V : 4;
-  int64_t i = 0;
-  for (; i + MOST * W <= steps * BLOCK; i += MOST * W) f(Count<MOST>(), i);
-  for (; i < steps * BLOCK; i += BLOCK) f(Count<V>(), i);
+  int64_t t = 0;
+  for (; t + MOST / V <= steps; t += MOST / V) f(Count<MOST>(), t);
+  for (; t < steps; t++) f(Count<V>(), t);
 }
 
 // ---- Forward
@@ -208,17 +210,18 @@ template <int TYPE>
 static float enter(bool softplus, int64_t steps, Tile delta_in, Tile u_in, const float* bias,
                    const float* D, float* delta, float* x, float* y) {
   vf longest = splat(0.0f);
-  for_vectors(steps, [&](auto count, int64_t i) {
+  for_vectors(steps, [&](auto count, int64_t t) __attribute__((always_inline)) {
     constexpr int J = decltype(count)::value;
     vf dt[J];
     for (int j = 0; j < J; j++)
-      dt[j] = delta_in.get<TYPE>(i + j * W) + load(bias + (i + j * W) % BLOCK);
+      dt[j] = delta_in.get<TYPE>(t + j / V, j % V * W) + load(bias + j % V * W);
     if (softplus) softpluses<J>(dt, nullptr);
     for (int j = 0; j < J; j++) {
-      const vf ut = u_in.get<TYPE>(i + j * W);
-      store(delta + i + j * W, dt[j]);
-      store(x + i + j * W, ut * dt[j]);
-      store(y + i + j * W, ut * load(D + (i + j * W) % BLOCK));
+      const vf ut = u_in.get<TYPE>(t + j / V, j % V * W);
+      const int64_t i = t * BLOCK + j * W;
+      store(delta + i, dt[j]);
+      store(x + i, ut * dt[j]);
+      store(y + i, ut * load(D + j % V * W));
       longest = max(abs(dt[j]), longest);
     }
   });
@@ -228,17 +231,17 @@ static float enter(bool softplus, int64_t steps, Tile delta_in, Tile u_in, const
 // The gate, if there is one, and out.
 template <int TYPE>
 static void leave(int64_t steps, bool gated, Tile z_in, const float* y, Tile y_out) {
-  for_vectors(steps, [&](auto count, int64_t i) {
+  for_vectors(steps, [&](auto count, int64_t t) __attribute__((always_inline)) {
     constexpr int J = decltype(count)::value;
     vf z[J], out[J];
-    for (int j = 0; j < J; j++) out[j] = load(y + i + j * W);
+    for (int j = 0; j < J; j++) out[j] = load(y + t * BLOCK + j * W);
     if (gated) {
       vf s[J];
-      for (int j = 0; j < J; j++) s[j] = z[j] = z_in.get<TYPE>(i + j * W);
+      for (int j = 0; j < J; j++) s[j] = z[j] = z_in.get<TYPE>(t + j / V, j % V * W);
       sigmoids<J>(s);
       for (int j = 0; j < J; j++) out[j] *= z[j] * s[j];
     }
-    for (int j = 0; j < J; j++) y_out.put<TYPE>(i + j * W, out[j]);
+    for (int j = 0; j < J; j++) y_out.put<TYPE>(t + j / V, j % V * W, out[j]);
   });
 }
 
@@ -430,16 +433,17 @@ template <int TYPE>
 static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta_in, Tile u_in,
                             Tile dy_in, Tile z_in, const float* bias, const float* D, Rows16& r) {
   vf longest = splat(0.0f);
-  for_vectors(steps, [&](auto count, int64_t i) {
+  for_vectors(steps, [&](auto count, int64_t t) __attribute__((always_inline)) {
     constexpr int J = decltype(count)::value;
+    const int64_t i = t * BLOCK;
     vf dt[J], slope[J];
     for (int j = 0; j < J; j++) {
-      dt[j] = delta_in.get<TYPE>(i + j * W) + load(bias + (i + j * W) % BLOCK);
+      dt[j] = delta_in.get<TYPE>(t + j / V, j % V * W) + load(bias + j % V * W);
       slope[j] = splat(1.0f);
     }
     if (softplus) softpluses<J>(dt, slope);
     for (int j = 0; j < J; j++) {
-      const vf ut = u_in.get<TYPE>(i + j * W);
+      const vf ut = u_in.get<TYPE>(t + j / V, j % V * W);
       store(r.delta + i + j * W, dt[j]);
       store(r.slope + i + j * W, slope[j]);
       store(r.u + i + j * W, ut);
@@ -448,15 +452,15 @@ static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta
     }
     vf z[J], s[J];
     if (gated) {
-      for (int j = 0; j < J; j++) s[j] = z[j] = z_in.get<TYPE>(i + j * W);
+      for (int j = 0; j < J; j++) s[j] = z[j] = z_in.get<TYPE>(t + j / V, j % V * W);
       sigmoids<J>(s);
     }
     for (int j = 0; j < J; j++) {
-      vf dy = dy_in.get<TYPE>(i + j * W);
+      vf dy = dy_in.get<TYPE>(t + j / V, j % V * W);
       if (gated) {
         const vf gate = z[j] * s[j];
         store(r.dgate + i + j * W, dy * (s[j] + gate * (1.0f - s[j])));
-        store(r.y + i + j * W, load(r.u + i + j * W) * load(D + (i + j * W) % BLOCK));
+        store(r.y + i + j * W, load(r.u + i + j * W) * load(D + j % V * W));
         dy *= gate;
       }
       store(r.dy + i + j * W, dy);
@@ -472,14 +476,15 @@ static void leave_backward(int64_t steps, const Rows16& r, const float* D, Tile 
   for (int lane = 0; lane < BLOCK; lane += W) {
     vf sum_D = load(dD + lane), sum_bias = load(dbias + lane);
     const vf skip = load(D + lane);
-    for (int64_t i = lane; i < steps * BLOCK; i += BLOCK) {
+    for (int64_t t = 0; t < steps; t++) {
+      const int64_t i = t * BLOCK + lane;
       const vf ut = load(r.u + i), dy = load(r.dy + i), dx = load(r.dx + i);
       const vf dt = (load(r.ddelta + i) * LN2 + dx * ut) * load(r.slope + i);
       sum_D += dy * ut;
       sum_bias += dt;
-      if (ddelta.data) ddelta.put<TYPE>(i, dt);
-      if (du.data) du.put<TYPE>(i, dx * load(r.delta + i) + skip * dy);
-      if (dz.data) dz.put<TYPE>(i, load(r.y + i) * load(r.dgate + i));
+      if (ddelta.data) ddelta.put<TYPE>(t, lane, dt);
+      if (du.data) du.put<TYPE>(t, lane, dx * load(r.delta + i) + skip * dy);
+      if (dz.data) dz.put<TYPE>(t, lane, load(r.y + i) * load(r.dgate + i));
     }
     store(dD + lane, sum_D);
     store(dbias + lane, sum_bias);

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -168,6 +169,18 @@ def test_truncated_gradients_are_said_beside_every_table() -> None:
         assert [n for n in table.notes if n.endswith(said)]
     exact = record(train={"segment_length": 4096})
     assert not any("truncated" in n for n in tables.headline([exact]).notes)
+
+
+def test_a_cell_that_was_stopped_has_its_score_and_says_where() -> None:
+    full = record(steps=500)
+    why = "concluded at step 200 of 500"
+    stopped = replace(full, status="stopped", error=why, steps_done=200)
+    found = tables.headline([stopped])
+    (shown,) = [e for e in found.rows[0] if e.detail]
+    assert shown.value == pytest.approx(0.9) and shown.detail == "1 of 1 stopped"
+    assert any("stopped at step 200 of 500, not by its solution" in n for n in found.notes)
+    (row,) = tables.status([stopped]).rows
+    assert {"stopped", why} <= {e.text for e in row}
 
 
 def test_markdown_parses_into_the_table() -> None:
