@@ -82,6 +82,7 @@ class Language(Task):
                 "recipe": "improved",
                 "steps": 4800,
                 "batch_size": 256,
+                "micro_tokens": 2**14,
                 "eval_every": 200,
             },
         ),

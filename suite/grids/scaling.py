@@ -46,7 +46,8 @@ TABLE_12: tuple[Row, ...] = (
     (760_000_000, 24, 1536, 16, 29_000, 2.5e-4),
     (1_300_000_000, 24, 2048, 32, 50_000, 2e-4),
 )
-PAPER_TOKENS = 2**19  # of a step
+PAPER_TOKENS = 2**19  # of a step,
+MICRO_TOKENS = 2**14  # and of it at a time: their logits are 3 GB
 CONTEXTS = (2048, 8192)
 # Recipe, layers for one of Table 12's, and options: the paper's E.2.
 PAPER_MODELS: dict[str, tuple[str, float, dict[str, Any]]] = {
@@ -156,6 +157,7 @@ def _paper(model: str, row: Row, context: int) -> Request:
         "train.lr": peak,
         "train.min_lr": 1e-5 if recipe == "improved" else round(peak / 10, 6),
         "train.precision": "bf16-mixed",
+        "train.micro_tokens": MICRO_TOKENS,
         **options,
     }
     if model in ("transformer", "transformer++"):
