@@ -1000,7 +1000,9 @@ def _line_with_bars(
 def _log_height(axis: Axes) -> None:
     """A logarithmic y axis with round ticks, of one that has its limits."""
     low, high = axis.get_ylim()
-    low = max(low, min(y for line in axis.get_lines() for y in line.get_ydata() if y > 0) / 1.1)
+    lines: Any = axis.get_lines()  # whose data has no better type
+    drawn = [float(y) for line in lines for y in line.get_ydata()]
+    low = max(low, min(y for y in drawn if y > 0) / 1.1)
     axis.set_yscale("log")
     axis.set_ylim(low, high)
     fine = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3.2, 3.6, 4, 5, 6, 7, 8, 9)
