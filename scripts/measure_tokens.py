@@ -43,18 +43,16 @@ def main() -> None:
 
 
 def write(path: Path, size: int) -> None:
-    """`size` bytes of words in random order, in lines."""
+    """`size` bytes of words in lines: a megabyte of them in random order, again and again."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     words = np.array(["the", "of", "and", "to", "in", "that", "states", "which", "government"])
+    lines = rng.choice(words, (PIECE // 48, 10))
+    text = ("\n".join(" ".join(line) for line in lines) + "\n").encode()
     with path.open("wb") as out:
-        left = size
-        while left > 0:
-            lines = rng.choice(words, (PIECE // 48, 10))
-            text = "\n".join(" ".join(line) for line in lines).encode()[:left] + b"\n"
-            out.write(text)
-            left -= len(text)
+        for first in range(0, size, len(text)):
+            out.write(text[: size - first])
 
 
 def read(path: str, tokenizer: str) -> None:

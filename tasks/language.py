@@ -20,6 +20,9 @@ from seqbench.tasks.baselines import cached, compressed_bits, markov_bits
 from seqbench.tasks.corpora import open_corpus, vocabulary
 from seqbench.tasks.streams import Windows, generator
 
+PAGES = 2**16  # bytes that the system maps around one that is read
+MOST_MAPPED = 2**25  # bytes, after which they are handed back
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
@@ -107,6 +110,7 @@ class Language(Task):
                 f"task.packing='reset' with task.path={c.path!r}: a single file is one document; "
                 "give a folder of text files or a JSONL file, or take packing='stream'"
             )
+        self._mapped = 0  # bytes of the file that reading may have brought into memory
         self._windows = {split: Windows([self._corpus.region[split]], c.length) for split in SPLITS}
         for split, windows in self._windows.items():
             if not len(windows):
@@ -131,7 +135,10 @@ class Language(Task):
         else:
             starts = windows.fixed(index * batch_size, batch_size)
         tokens = torch.from_numpy(windows.read(self._corpus.tokens, starts))
-        self._corpus.release()
+        self._mapped += len(starts) * max(PAGES, tokens.shape[1] * self._corpus.tokens.itemsize)
+        if self._mapped > MOST_MAPPED:
+            self._corpus.release()
+            self._mapped = 0
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def resets(self, inputs: Tensor) -> Tensor | None:

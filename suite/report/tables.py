@@ -205,7 +205,7 @@ def perplexity(
                     *(_estimated(points.get(start), "perplexity") for start in starts),
                 )
             )
-            everywhere: dict[int | str, Estimate | None] = {"": whole, **points}
+            everywhere: list[tuple[int | str, Estimate | None]] = [("", whole), *points.items()]
             tidy += [
                 {
                     **_identity(row, group),
@@ -214,7 +214,7 @@ def perplexity(
                     **_tidy_estimate(value),
                     "digests": " ".join(_digests(group.records)),
                 }
-                for at, value in everywhere.items()
+                for at, value in everywhere
             ]
         of = [r for row in of_task for r in row.records]
         made.append(
