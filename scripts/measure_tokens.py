@@ -39,7 +39,7 @@ def main() -> None:
                 text=True,
                 check=True,
             )
-            print(f"{path.stat().st_size / 1e9:.2f} GB, {tokenizer}:", found.stdout.strip())
+            print(f"{path.stat().st_size / 1e9:.3g} GB, {tokenizer}:", found.stdout.strip())
 
 
 def write(path: Path, size: int) -> None:

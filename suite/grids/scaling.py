@@ -8,10 +8,11 @@ paper: Table 12's depths, widths, steps and rates on a Pile-like corpus in GPT-2
 2048 and 8192, each model by the recipe that the paper gave it, half a million tokens a step; give
 the text with `--set task.path=FILE.jsonl`, for a GPU.
 
-Cost: on one core 10 to 20 s a cell at the smallest size, about 40 s, 2.5 and 6 minutes at the
-largest; an hour for the 24 on 2 quiet cores with `--workers 2`. Expected: loss falls with compute
-in every model; transformer++ well above mamba and hyena at the small sizes, whose few hundred steps
-are too few for attention (2.7 against 2.0 bits per byte at 66K), and nearer with size.
+Cost: on one core 10 to 20 s a cell at the smallest size, about 40 s, 2.5 and 7 minutes at the
+largest; an hour of one core for the 24, half of it on 2 quiet cores with `--workers 2`. Expected:
+loss falls with compute in every model; transformer++ well above mamba and hyena at the small sizes,
+whose few hundred steps are too few for attention (2.7 against 2.0 bits per byte at 66K), and nearer
+with size.
 """
 
 from __future__ import annotations
