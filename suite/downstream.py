@@ -140,23 +140,25 @@ def evaluate_checkpoint(
     adapter = Adapter(
         model.to(device), words, batch_size=batch_size, max_length=max_length, device=device
     )
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # where the harness tells how far it is
-            found = lm_eval.simple_evaluate(
-                model=adapter,
-                tasks=list(dict.fromkeys(asked)),
-                num_fewshot=few_shot,
-                limit=limit,
-                task_manager=manager,
-                log_samples=False,
-                bootstrap_iters=BOOTSTRAPS,
-            )
-    except (OSError, ConnectionError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--tasks {','.join(tasks)}: the harness stopped ({type(error).__name__}: {said}); its "
-            "data sets are downloaded at first use, or name local tasks with --include"
-        ) from error
+    wanted = list(dict.fromkeys(asked))
+    with contextlib.redirect_stdout(sys.stderr):  # where the harness tells how far it is
+        try:
+            manager.load(wanted)  # and the data sets, which it keeps
+        except Exception as error:  # the libraries raise whatever their backends do
+            said = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--tasks {','.join(tasks)}: cannot be loaded ({type(error).__name__}: {said}); "
+                "their data sets are downloaded at first use; local tasks: --include FOLDER"
+            ) from error
+        found = lm_eval.simple_evaluate(
+            model=adapter,
+            tasks=wanted,
+            num_fewshot=few_shot,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=BOOTSTRAPS,
+        )
     assert found is not None
     scores = tuple(_scores(found))
     return Evaluation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import warnings
 from dataclasses import replace
@@ -317,6 +318,9 @@ def test_mistakes_are_one_line(
     assert "give the tokenizer with --tokenizer" in said(str(folder))
     (folder / "tokenizer.json").write_text("{")
     assert "tokenizer.json: cannot be read" in said(str(folder))
+    (include / "q.jsonl").unlink()
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert "cannot be loaded (FileNotFoundError" in said(digest)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((results / "checkpoints" / f"{digest}.safetensors").read_bytes()[:99])
     assert "cannot be read" in said(str(torn))
