@@ -428,7 +428,7 @@ def compact(value: float) -> str:
     """1234567 -> 1.23M, at most three digits."""
     if not math.isfinite(value):
         return str(value)
-    units = ("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)
+    units = (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
     for unit, size in units:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
