@@ -36,6 +36,7 @@ class Estimate:
     low: float | None
     high: float | None
     count: int
+    cut: bool = False  # an end that lay beyond what a share can be was moved to 0 or 1
 
     @property
     def half_width(self) -> float | None:
@@ -66,7 +67,8 @@ class Group:
     @cached_property
     def score(self) -> Estimate | None:
         """The test headline over the seeds that are done."""
-        return estimate([r.test[r.headline] for r in self.done if r.headline in r.test])
+        found = [r for r in self.done if r.headline in r.test]
+        return estimate([r.test[r.headline] for r in found], found[0].headline if found else "")
 
     def cost(self, name: str) -> float | None:
         """The mean of a field of Cost over the seeds that have one."""
@@ -198,8 +200,16 @@ def _truncated(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95 % interval: Student's t up to T_SEEDS values, the percentile bootstrap above."""
+def is_share(metric: str) -> bool:
+    """Whether the metric is a share of 0 to 1 that is printed in per cent."""
+    return metric == "accuracy" or metric.endswith("_accuracy")
+
+
+def estimate(values: Sequence[float], metric: str = "") -> Estimate | None:
+    """Mean and 95 % interval: Student's t up to T_SEEDS values, the percentile bootstrap above.
+
+    A share's interval ends at 0 and 1.
+    """
     n = len(values)
     if n == 0:
         return None
@@ -211,7 +221,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(mean=mean, low=low, high=high, count=n)
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     half = t_quantile(n - 1) * deviation / math.sqrt(n)
-    return Estimate(mean=mean, low=mean - half, high=mean + half, count=n)
+    low, high = mean - half, mean + half
+    cut = is_share(metric) and (low < 0 or high > 1)
+    if cut:
+        low, high = max(0.0, low), min(1.0, high)
+    return Estimate(mean=mean, low=low, high=high, count=n, cut=cut)
 
 
 @cache
@@ -255,7 +269,7 @@ def _groups(records: Sequence[Record]) -> list[Group]:
     found: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         cell = record.cell
-        configs = json.dumps([cell.task_config, cell.model_config], sort_keys=True)
+        configs = json.dumps([cell.task_config, cell.model_config, cell.code], sort_keys=True)
         names = (cell.task, cell.model, cell.scale)
         key = (*names, configs, repr(cell.train), cell.data_fingerprint, cell.results_version)
         found.setdefault(key, []).append(record)
@@ -279,6 +293,7 @@ def flat_settings(cell: Cell) -> dict[str, Any]:
         "train": to_plain(cell.train),
     }
     flat = {f"{s}.{key}": value for s, values in sections.items() for key, value in values.items()}
+    flat |= {f"{part}.code": digest[:8] for part, digest in cell.code.items()}
     return flat | {"data": cell.data_fingerprint[:8], "results_version": cell.results_version}
 
 
