@@ -405,7 +405,7 @@ def run_cell(
     checkpoint stays for a call that goes on. The other keywords are those of `Execution`. With
     several devices this process is one of `ranks.group`, and all but the first return None.
     """
-    place = _device(device)
+    place = device_of(device)
     try:
         run = _Run(cell, results, place, listener, pause)
         run.module.feed.processes = _prefetch(prefetch, place)
@@ -766,7 +766,8 @@ def _prefetch(asked: int | None, device: torch.device) -> int:
     return min(PREFETCH, max(1, cores() - 1)) if device.type == "cuda" else 0
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of auto, cpu or cuda; UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
