@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/seqbench run quickstart
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

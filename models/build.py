@@ -272,6 +272,18 @@ def config_of(name: str, backbone: str | None = None) -> tuple[type, ...]:
     return _parts(name, None, backbone).configs()
 
 
+def code_hash(name: str, options: Mapping[str, Any]) -> str | None:
+    """A hash of the source of the model's parts that are no part of seqbench; None: all are."""
+    parts = []
+    for whole in (name, options.get("center")):
+        if whole:
+            found = _parts(whole, None)
+            parts += [("block", found.block_name), ("layer", found.layer_name)]
+            # BLOCK+path/to/layer.py ends as a path does, and is none.
+            parts += [] if "+" in whole else [("model", whole)]
+    return plugins.source_hash((kind, part) for kind, part in parts if part)
+
+
 def describe(
     name: str,
     *,

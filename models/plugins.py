@@ -6,12 +6,14 @@ plugin, where it comes from, and the rule it broke. Standard library only: the s
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -97,6 +99,27 @@ def load_file(kind: str, name: str) -> ModuleType:
     return module
 
 
+def source_hash(parts: Iterable[tuple[str, str]]) -> str | None:
+    """A hash of the code from elsewhere among (kind, name) parts; None where there is none.
+
+    It covers the files that define them and, of their own package or folder, those they import.
+    """
+    found: dict[str, bytes] = {}
+    for kind, name in parts:
+        if is_path(name):
+            path = Path(name).resolve()
+            found |= _sources(path, path.parent, None)
+        else:
+            for point in _points(kind, name):
+                found |= _sources_of_module(point.module)
+    if not found:
+        return None
+    whole = hashlib.sha256()
+    for place, source in sorted(found.items()):
+        whole.update(f"{place}\0{len(source)}\0".encode() + source)
+    return whole.hexdigest()[:16]
+
+
 def one_class(kind: str, name: str, found: Any, base: type) -> Any:
     """`found`, if it is a class of that base; or the one public such class of a module."""
     wanted = f"{base.__name__} class (seqbench.{base.__module__.partition('.')[2]})"
@@ -129,6 +152,58 @@ def classes_of(module: ModuleType, base: type) -> list[type]:
         and value.__module__ == module.__name__
         and not name.startswith("_")
     ]
+
+
+def _sources_of_module(name: str) -> dict[str, bytes]:
+    module, top = importlib.import_module(name), importlib.import_module(name.partition(".")[0])
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return {}
+    path = Path(file).resolve()
+    if hasattr(top, "__path__"):
+        return _sources(path, Path(next(iter(top.__path__))).resolve().parent, top.__name__)
+    return {path.name: _source(path)}  # its neighbours are other distributions
+
+
+def _sources(path: Path, base: Path, top: str | None) -> dict[str, bytes]:
+    """Files by their place below `base`: this one and what it imports below top, or base."""
+    found: dict[str, bytes] = {}
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        place = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
+        if place in found or not file.is_file():
+            continue
+        found[place] = _source(file)
+        package = list(Path(place).parent.parts)
+        for name in _imported(found[place], package):
+            parts = name.split(".")
+            if top in (None, parts[0]):
+                for end in range(1, len(parts) + 1):
+                    inside = base.joinpath(*parts[:end])
+                    waiting += [inside.with_suffix(".py"), inside / "__init__.py"]
+    return found
+
+
+def _source(path: Path) -> bytes:
+    return path.read_bytes().replace(b"\r\n", b"\n")
+
+
+def _imported(source: bytes, package: list[str]) -> list[str]:
+    """The full names of all modules, and of what is taken from them, that a source imports."""
+    names = []
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return []  # no module after all, only a file of such a name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            names += [start, *(f"{start}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name and not name.startswith(".")]
 
 
 def _points(kind: str, name: str | None = None) -> list[EntryPoint]:

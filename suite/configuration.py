@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seqbench.models import plugins
 from seqbench.models.base import ModelError
-from seqbench.models.build import build_model, match_parameters, options_of
+from seqbench.models.build import build_model, code_hash, match_parameters, options_of
 from seqbench.suite.discovery import is_plugin, task_class, unknown
 from seqbench.suite.experiment import Cell, Request, TrainConfig, UserError
 from seqbench.suite.initial import with_fingerprint
@@ -107,6 +107,7 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
     if train.recipe is not None:
         filled = recipe_settings(train.recipe, parameters=parameters, steps=train.steps)
         train = replace(train, **{k: v for k, v in filled.items() if f"train.{k}" not in changed})
+    model_config = _model_config(request.model, values["model"])
     return Cell(
         task=request.task,
         model=request.model,
@@ -114,10 +115,20 @@ def resolve(request: Request, seed: int, assignments: Sequence[tuple[str, Any]] 
         scale=request.scale,
         scale_note=scale.note + (f" Changed: {', '.join(changed)}." if changed else ""),
         task_config=task_config,
-        model_config=_model_config(request.model, values["model"]),
+        model_config=model_config,
         train=train,
         data_fingerprint=task.fingerprint(),
+        code=code_of(request.task, request.model, model_config),
     )
+
+
+def code_of(task: str, model: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the source of a task and a model from elsewhere, for a cell's identity."""
+    found = {
+        "task": plugins.source_hash([("task", task)]) if is_plugin("task", task) else None,
+        "model": code_hash(model, options),
+    }
+    return {part: digest for part, digest in found.items() if digest is not None}
 
 
 def _settled(config: Any) -> dict[str, Any]:

@@ -91,6 +91,9 @@ class Cell:
     train: TrainConfig = field(default_factory=TrainConfig)
     data_fingerprint: str = ""
     results_version: int = RESULTS_VERSION
+    # "task" and "model" -> a hash of the source of those that come from elsewhere; for seqbench's
+    # own RESULTS_VERSION stands.
+    code: Mapping[str, str] = field(default_factory=dict)
 
     def canonical(self) -> str:
         """The identity as canonical JSON; the scale's note is prose, and no part of it."""
@@ -102,6 +105,8 @@ class Cell:
         if self.train.init_sha256:
             del train["init_from"]  # where the file lies is no part of it
         identity["train"] = train
+        if not self.code:
+            del identity["code"]
         return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property

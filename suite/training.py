@@ -31,7 +31,7 @@ from seqbench.models.base import cannot_reset
 from seqbench.models.build import build_model, parameter_groups
 from seqbench.models.segments import accumulated_loss, cannot_carry, segmented_loss
 from seqbench.suite import checkpoint, ranks
-from seqbench.suite.configuration import prepared_task
+from seqbench.suite.configuration import code_of, prepared_task
 from seqbench.suite.cost import flops_per_token, kernel_backends
 from seqbench.suite.environment import cores, environment, peak_memory, reset_peak_memory
 from seqbench.suite.evaluation import add_up, evaluate, resets_of, tokens_within_reach
@@ -168,15 +168,16 @@ class CellModule(lightning.LightningModule):
 
         def loss_of_rows(group: slice) -> Tensor:
             of_group = partial(loss_of, group=group)
+            resets = resets_of(self.task, inputs[group])
             if not in_pieces:
-                logits_BLV = self.logits(inputs[group], **resets_of(self.task, inputs[group]))
-                return of_group(logits_BLV, slice(0, length))
+                return of_group(self.logits(inputs[group], **resets), slice(0, length))
             return segmented_loss(
                 self.model,
                 of_group,
                 inputs[group],
                 segment=segment,
                 gradients=train.segment_gradients,
+                **resets,
             )
 
         if in_groups:
@@ -449,6 +450,11 @@ class _Run:
         if self.task.fingerprint() != cell.data_fingerprint:
             raise UserError(
                 f"{cell.label}: the data changed since the cell was resolved; run the command again"
+            )
+        if code_of(cell.task, cell.model, cell.model_config) != cell.code:
+            raise UserError(
+                f"{cell.label}: the source of its task or model changed since the cell was "
+                "resolved; run the command again"
             )
         torch.manual_seed(_seed(cell, "init"))
         self.model = build_model(cell.model, vocab_size=self.task.vocab_size, **cell.model_config)

@@ -23,6 +23,7 @@ CONFIDENCE = 0.95
 T_SEEDS = 30  # Student's t up to so many seeds, the bootstrap above
 RESAMPLES = 10_000
 
+SHOWN_OF_LIST = 4  # a longer list is named by its length and its ends
 # The settings that tell rows apart are named in this order, the ones that differ alone.
 _FIRST = ("model.d_model", "model.num_layers", "train.steps", "train.lr", "train.batch_size")
 
@@ -35,6 +36,7 @@ class Estimate:
     low: float | None
     high: float | None
     count: int
+    cut: bool = False  # an end that lay beyond what a share can be was moved to 0 or 1
 
     @property
     def half_width(self) -> float | None:
@@ -65,7 +67,8 @@ class Group:
     @cached_property
     def score(self) -> Estimate | None:
         """The test headline over the seeds that are done."""
-        return estimate([r.test[r.headline] for r in self.done if r.headline in r.test])
+        found = [r for r in self.done if r.headline in r.test]
+        return estimate([r.test[r.headline] for r in found], found[0].headline if found else "")
 
     def cost(self, name: str) -> float | None:
         """The mean of a field of Cost over the seeds that have one."""
@@ -197,8 +200,16 @@ def _truncated(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95 % interval: Student's t up to T_SEEDS values, the percentile bootstrap above."""
+def is_share(metric: str) -> bool:
+    """Whether the metric is a share of 0 to 1 that is printed in per cent."""
+    return metric == "accuracy" or metric.endswith("_accuracy")
+
+
+def estimate(values: Sequence[float], metric: str = "") -> Estimate | None:
+    """Mean and 95 % interval: Student's t up to T_SEEDS values, the percentile bootstrap above.
+
+    A share's interval ends at 0 and 1.
+    """
     n = len(values)
     if n == 0:
         return None
@@ -210,7 +221,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(mean=mean, low=low, high=high, count=n)
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     half = t_quantile(n - 1) * deviation / math.sqrt(n)
-    return Estimate(mean=mean, low=mean - half, high=mean + half, count=n)
+    low, high = mean - half, mean + half
+    cut = is_share(metric) and (low < 0 or high > 1)
+    if cut:
+        low, high = max(0.0, low), min(1.0, high)
+    return Estimate(mean=mean, low=low, high=high, count=n, cut=cut)
 
 
 @cache
@@ -254,7 +269,7 @@ def _groups(records: Sequence[Record]) -> list[Group]:
     found: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         cell = record.cell
-        configs = json.dumps([cell.task_config, cell.model_config], sort_keys=True)
+        configs = json.dumps([cell.task_config, cell.model_config, cell.code], sort_keys=True)
         names = (cell.task, cell.model, cell.scale)
         key = (*names, configs, repr(cell.train), cell.data_fingerprint, cell.results_version)
         found.setdefault(key, []).append(record)
@@ -278,6 +293,7 @@ def flat_settings(cell: Cell) -> dict[str, Any]:
         "train": to_plain(cell.train),
     }
     flat = {f"{s}.{key}": value for s, values in sections.items() for key, value in values.items()}
+    flat |= {f"{part}.code": digest[:8] for part, digest in cell.code.items()}
     return flat | {"data": cell.data_fingerprint[:8], "results_version": cell.results_version}
 
 
@@ -298,11 +314,17 @@ def _split(groups: Sequence[Group]) -> list[Row]:
         Row(
             task=example.task,
             scale=example.scale,
-            setting=_label(example, shown),
-            task_setting=_label(example, shown_task),
+            setting=setting,
+            task_setting=task_setting,
             groups=by_model,
         )
-        for example, by_model in zip(examples, found.values(), strict=True)
+        for example, by_model, setting, task_setting in zip(
+            examples,
+            found.values(),
+            _labels(examples, shown),
+            _labels(examples, shown_task),
+            strict=True,
+        )
     ]
     order = {
         id(row): [_sort_key(e.settings.get(k)) for k in shown] for row, e in zip(made, examples)
@@ -331,11 +353,20 @@ def _values(group: Group, keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(group.keyed.get(k, "null") for k in keys)
 
 
-def _label(group: Group, keys: Sequence[str]) -> str:
+def _labels(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
+    """What the settings are, long lists by their ends where that still tells the groups apart."""
+    whole, short = ([_label(g, keys, some) for g in groups] for some in (False, True))
+    return short if len(set(short)) == len(set(whole)) else whole
+
+
+def _label(group: Group, keys: Sequence[str], short: bool) -> str:
     texts = []
     for key in keys:
         value = group.settings.get(key)
-        texts.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+        text = value if isinstance(value, str) else json.dumps(value)
+        if short and isinstance(value, list | tuple) and len(value) > SHOWN_OF_LIST:
+            text = f"{len(value)}: {json.dumps(value[0])} to {json.dumps(value[-1])}"
+        texts.append(f"{key}={text}")
     return ", ".join(texts)
 
 

@@ -32,6 +32,7 @@ from seqbench.suite.report.tables import (
     metric_label,
     metric_text,
     provenance,
+    score_text,
 )
 
 
@@ -163,9 +164,7 @@ def table(drawn: Drawn) -> Table:
     rows, tidy = [], []
     for curve in drawn.curves:
         for point in curve.points:
-            half = point.score.half_width
-            text = metric_text(point.score.mean, metric)
-            text += "" if half is None else f" ± {metric_text(half, metric)}"
+            text = score_text(point.score, metric)
             size = next((r.cost.parameters for r in point.records if r.cost is not None), None)
             rows.append(
                 (
@@ -269,7 +268,7 @@ def _point(figure: DeclaredFigure, records: Sequence[Record]) -> Point | None:
         if figure.metric in metrics and x is not None:
             seeds.append((x, float(metrics[figure.metric])))
             used.append(record)
-    score = estimate([y for _, y in seeds])
+    score = estimate([y for _, y in seeds], figure.metric)
     if score is None:
         return None
     return Point(

@@ -14,16 +14,15 @@ from typing import Any, Literal
 
 from seqbench.suite.experiment import Cell
 from seqbench.suite.records import Record
-from seqbench.suite.report.aggregate import Group, Row, estimate, rows, scale_notes
+from seqbench.suite.report.aggregate import Group, Row, estimate, is_share, rows, scale_notes
 from seqbench.suite.report.tables import (
     Column,
     Entry,
     Table,
     compact,
-    is_share,
     metric_label,
-    metric_text,
     provenance,
+    score_text,
 )
 
 OUT_OF_MEMORY = math.nan  # the paper's mark for a length that did not fit
@@ -359,12 +358,11 @@ def _line(row: Row, group: Group, series: Series) -> tuple[Entry, ...]:
     assert example is not None
     metric, score = example.headline, group.score
     if series.metric != metric and series.same_metric:
-        in_theirs = estimate([r.test[series.metric] for r in group.done if series.metric in r.test])
+        values = [r.test[series.metric] for r in group.done if series.metric in r.test]
+        in_theirs = estimate(values, series.metric)
         if in_theirs is not None:
             metric, score = series.metric, in_theirs
     assert score is not None
-    half = score.half_width
-    text = metric_text(score.mean, metric)
     higher = example.higher_is_better if metric == example.headline else None
     ours = (metric_label(metric, higher), f"{row.scale} scale", row.setting)
     theirs = f"{metric_label(series.metric)}, by {series.axis}"
@@ -373,7 +371,7 @@ def _line(row: Row, group: Group, series: Series) -> tuple[Entry, ...]:
         Entry(text=row.task),
         Entry(text=group.model),
         Entry(
-            text=text if half is None else f"{text} ± {metric_text(half, metric)}",
+            text=score_text(score, metric),
             value=score.mean,
             detail=", ".join(p for p in ours if p),
         ),

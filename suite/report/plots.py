@@ -29,6 +29,7 @@ from seqbench.suite.report.aggregate import (
     Estimate,
     Group,
     Row,
+    is_share,
     models_of,
     rows,
     scale_notes,
@@ -37,9 +38,9 @@ from seqbench.suite.report.aggregate import (
 from seqbench.suite.report.figures import Curve, Drawn, notes
 from seqbench.suite.report.tables import (
     compact,
-    is_share,
     metric_label,
     metric_text,
+    score_text,
     variant_score,
 )
 from seqbench.suite.report.verdict import Verdict
@@ -838,9 +839,7 @@ def _overview_panel(axis: Axes, panel: Panel, most: int) -> None:
             linestyle="none",
             zorder=3,
         )
-        half = score.half_width
-        text = metric_text(score.mean, example.headline)
-        text += "" if half is None else f" ± {metric_text(half, example.headline)}"
+        text = score_text(score, example.headline)
         _beside(axis, y, text, s.color)
     for y, (_, value) in enumerate(references, len(shown)):
         _beside(axis, y, f"{value:.1f}" if is_share(example.headline) else f"{value:.3f}", MUTED)

@@ -22,6 +22,7 @@ from seqbench.suite.report.aggregate import (
     Row,
     best,
     estimate,
+    is_share,
     models_of,
     rows,
     scale_notes,
@@ -310,7 +311,8 @@ def status(
 def variant_score(group: Group, label: str) -> Estimate | None:
     """The headline on a test variant over the seeds that have it."""
     metrics = [(r.headline, r.variants[label]) for r in group.done if label in r.variants]
-    return estimate([values[name] for name, values in metrics if name in values])
+    found = [values[name] for name, values in metrics if name in values]
+    return estimate(found, metrics[0][0] if metrics else "")
 
 
 # -- text -------------------------------------------------------------------------------------
@@ -323,11 +325,6 @@ def metric_label(metric: str, higher_is_better: bool | None = None) -> str:
     return metric.replace("_", " ") + unit + arrow
 
 
-def is_share(metric: str) -> bool:
-    """Whether the metric is a share of 0 to 1 that is printed in per cent."""
-    return metric == "accuracy" or metric.endswith("_accuracy")
-
-
 def metric_text(value: float, metric: str) -> str:
     """A metric in the digits that the tables print."""
     return f"{100 * value:.1f}" if is_share(metric) else f"{value:.3f}"
@@ -337,7 +334,8 @@ def compact(value: float) -> str:
     """1234567 -> 1.23M, at most three digits."""
     if not math.isfinite(value):
         return str(value)
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+    units = (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
+    for unit, size in units:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
@@ -512,11 +510,17 @@ def _score(group: Group | None, metric: str, strong: bool) -> Entry:
 def _estimated(score: Estimate | None, metric: str) -> Entry:
     if score is None:
         return Entry(text=NOTHING)
-    half = score.half_width
-    text = metric_text(score.mean, metric)
-    return Entry(
-        text=text if half is None else f"{text} ± {metric_text(half, metric)}", value=score.mean
-    )
+    return Entry(text=score_text(score, metric), value=score.mean)
+
+
+def score_text(score: Estimate, metric: str) -> str:
+    """The mean, and its interval: as ± its half, or by both ends where one was cut."""
+    mean, half = metric_text(score.mean, metric), score.half_width
+    if half is None or score.low is None or score.high is None:
+        return mean
+    if score.cut:
+        return f"{mean} ({metric_text(score.low, metric)} to {metric_text(score.high, metric)})"
+    return f"{mean} ± {metric_text(half, metric)}"
 
 
 def _of_variant(group: Group, label: str, score: Estimate | None, metric: str) -> Entry:
@@ -564,7 +568,9 @@ def _legend(found: Sequence[Row], bold: bool = True) -> list[str]:
         if several[-1] > T_SEEDS:
             how.append(f"the percentile bootstrap above {T_SEEDS} seeds")
         seeds = "/".join(map(str, several))
-        notes.append(f"Mean over {seeds} seeds ± half the 95 % interval ({', '.join(how)}).")
+        shares = any(is_share(r.headline) for g in groups for r in g.done)
+        ends = ", its ends in brackets where one stops at 0 or 100 %" if shares else ""
+        notes.append(f"Mean over {seeds} seeds ± half the 95 % interval ({', '.join(how)}){ends}.")
         if bold and any(best(row) for row in found):
             notes.append("Bold: best, and its interval overlaps no other's.")
     if 1 in counts:

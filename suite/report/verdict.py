@@ -35,6 +35,7 @@ from seqbench.suite.report.tables import (
     metric_label,
     metric_text,
     provenance,
+    score_text,
 )
 
 
@@ -63,7 +64,7 @@ class Line:
     @property
     def score(self) -> Estimate | None:
         """Mean and interval over the seeds."""
-        return estimate(self.values)
+        return estimate(self.values, self.row.metric)
 
     def holds(self, value: float) -> bool:
         """Whether a value lies in the band."""
@@ -205,14 +206,9 @@ def _ours(line: Line) -> tuple[Entry, Entry, Entry]:
     detail = f"{len(bad)} of {len(line.records)} {'/'.join(dict.fromkeys(bad))}" if bad else ""
     if median is None or score is None:
         return Entry(text=NOTHING, detail=detail), Entry(text=NOTHING), Entry(text=NOTHING)
-    half = score.half_width
-    mean = metric_text(score.mean, line.row.metric)
     return (
         Entry(text=metric_text(median, line.row.metric), value=median, detail=detail),
-        Entry(
-            text=mean if half is None else f"{mean} ± {metric_text(half, line.row.metric)}",
-            value=score.mean,
-        ),
+        Entry(text=score_text(score, line.row.metric), value=score.mean),
         _share(_in_band(line)),
     )
 
@@ -272,7 +268,7 @@ def _notes(verdict: Verdict) -> list[str]:
         seeds = "/".join(map(str, counts))
         notes.append(
             f"Over {seeds} seeds: the median, which the band is for, and the mean ± half its 95 % "
-            f"interval ({', '.join(how)})."
+            f"interval ({', '.join(how)}), or with its ends where one stops at 0 or 100 %."
         )
     if any(len(line.values) == 1 for line in verdict.lines):
         notes.append("A number without ± is from one seed: no interval.")

@@ -26,7 +26,7 @@ TINY = [
 
 
 SMALL_RUN = [
-    "run", "--tasks", "induction-heads", "--models", "mamba,s4", *TINY, "--workers", "1",
+    "run", "--tasks", "induction-heads", "--models", "mamba,s4", *TINY, "--workers", "1", "--threads", "1",
 ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_the_cells_of_a_lost_ray_node_run_on_another(ray_cluster: Any, tmp_path:
     from seqbench.suite.launchers import ray as launcher
 
     (doomed,) = ray_cluster.worker_nodes
-    cells = [cell(seed, train__steps=600) for seed in (0, 1, 2)]
+    cells = [cell(seed, train__steps=600) for seed in (0, 1)]
 
     def lose_a_node() -> None:
         while len(list((tmp_path / "locks").glob("*.lock"))) < 2:  # until both nodes have a cell
@@ -74,7 +74,7 @@ def test_the_cells_of_a_lost_ray_node_run_on_another(ray_cluster: Any, tmp_path:
     finally:
         over.set()
         killer.join()
-    assert [r.status for r in records] == ["done"] * 3
+    assert [r.status for r in records] == ["done"] * 2
     assert sorted(r.digest for r in load_all(tmp_path)) == sorted(c.digest for c in cells)
     assert len(ray_cluster.list_all_nodes()) == 1
 

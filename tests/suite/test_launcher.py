@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from seqbench.suite.execution import Execution
 from seqbench.suite.experiment import Cell, Request
 from seqbench.suite.launchers import local
 from seqbench.suite.records import load_all
+from seqbench.suite.training import run_cell
 
+Command = Callable[..., subprocess.CompletedProcess[str]]  # the fixture `seqbench`
+# The command runs elsewhere: a relative PYTHONPATH must still lead to this checkout.
+PATHS = ":".join(str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(":") if p)
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
@@ -57,8 +62,9 @@ def test_a_killed_worker_costs_its_cell_alone(tmp_path: Path) -> None:
 def test_a_worker_whose_batches_are_made_ahead_finishes(tmp_path: Path) -> None:
     """Its forked processes do not wait for the pipe that it listens to."""
     ahead = local.run([cell(10)], tmp_path / "ahead", Execution(prefetch=2))
-    plain = local.run([cell(10)], tmp_path / "plain", Execution(prefetch=0))
-    assert [r.status for r in ahead] == ["done"] and ahead[0].test == plain[0].test
+    plain = run_cell(cell(10), tmp_path / "plain", device="cpu")
+    assert plain is not None and [r.status for r in ahead] == ["done"]
+    assert ahead[0].test == plain.test
 
 
 def children() -> list[int]:
@@ -66,15 +72,22 @@ def children() -> list[int]:
     return [pid for pid, parent, _ in every_worker() if parent == os.getpid()]
 
 
-def test_workers_end_with_a_launcher_that_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_workers_end_with_a_launcher_that_is_killed_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seqbench: Command, inline: None
+) -> None:
     """kill -9 in the middle: no worker is left behind, no record is torn, the same cells finish."""
     command = [
-        sys.executable, "-P", "-m", "seqbench.suite.cli", "run", "--tasks", "induction-heads",
-        "--models", "s4", "--workers", "1", "--set", "task.test_lengths=[]",
+        "run", "--tasks", "induction-heads", "--models", "s4", "--workers", "1", "--threads", "1",
+        "--set", "task.test_lengths=[]",
         "--set", "task.length=32", "--set", "train.steps=150", "--set", "train.eval_every=50",
         "--set", "model.d_model=16", "--set", "train.eval_batches=1", "--set", "train.test_batches=1",
     ]  # fmt: skip
-    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    first = subprocess.Popen(
+        [sys.executable, "-P", "-m", "seqbench.suite.cli", *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": PATHS},
+    )
     log = tmp_path / "results" / "logs"
     deadline = time.monotonic() + 60
     while not list(log.glob("*.csv")) and time.monotonic() < deadline and first.poll() is None:
@@ -85,7 +98,8 @@ def test_workers_end_with_a_launcher_that_is_killed_and_the_run_goes_on(tmp_path
     while str(tmp_path) in [folder for _, _, folder in every_worker()]:
         assert time.monotonic() < deadline, "a worker outlives its launcher"
         time.sleep(0.1)
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    monkeypatch.chdir(tmp_path)
+    done = seqbench(*command)
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / "results" / "records").rglob("*.json")
     assert json.loads(record.read_text())["status"] == "done"

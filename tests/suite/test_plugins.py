@@ -12,11 +12,14 @@ import pytest
 from seqbench.models.base import ModelError
 from seqbench.models.discovery import layer_class
 from seqbench.suite import cli, discovery, listing
+from seqbench.suite.configuration import resolve
 from seqbench.suite.contract import Rule, apply, models, tasks
 from seqbench.suite.contract.plugin import check_plugin
-from seqbench.suite.experiment import UserError
+from seqbench.suite.experiment import Cell, Request, UserError
 from seqbench.suite.new import TEMPLATES, write_new
+from seqbench.suite.records import Record, from_dict, to_dict
 from seqbench.suite.runner import grid_cells
+from seqbench.suite.training import run_cell
 
 TASK = (TEMPLATES / "task.py").read_text()
 LAYER = (TEMPLATES / "layer.py").read_text()
@@ -253,3 +256,66 @@ def test_a_yaml_grid_asks_for_the_same_cells_as_names_and_set(tmp_path: Path) ->
     assert [(c.model, c.seed, c.train.lr) for c in cells] == [("s4", 3, 1e-3), ("lstm", 3, 1e-3)]
     assert discovery.grid_module(str(tmp_path / "mine.yaml")).__doc__ == "Two."
     assert not [r for r in check_plugin(str(tmp_path / "mine.yaml")) if r.broken]
+
+
+def resolved(task: str, model: str) -> Cell:
+    return resolve(Request(task=task, model=model), 0)
+
+
+def test_the_source_of_a_plugin_file_is_part_of_its_cells(tmp_path: Path) -> None:
+    task, layer = tmp_path / "mine.py", tmp_path / "slow.py"
+    task.write_text(f"{TASK}\ndef helped():\n    import helper\n")
+    layer.write_text(LAYER)
+    before = resolved(str(task), f"none+{layer}")
+    assert set(before.code) == {"task", "model"}
+    assert resolved(str(task), f"none+{layer}").digest == before.digest
+    (tmp_path / "helper.py").write_text("SIZE = 3\n")
+    helped = resolved(str(task), f"none+{layer}")
+    assert (
+        helped.code["task"] != before.code["task"] and helped.code["model"] == before.code["model"]
+    )
+    (tmp_path / "unrelated.py").write_text("SIZE = 3\n")
+    layer.write_text(LAYER.replace("math.log(config.longest_memory)", "2.0"))
+    slower = resolved(str(task), f"none+{layer}")
+    assert slower.code["task"] == helped.code["task"]
+    assert slower.code["model"] != helped.code["model"] and slower.digest != helped.digest
+
+
+def test_a_cell_of_seqbenchs_own_code_is_known_as_before() -> None:
+    """Records that were written before the field was there stay valid."""
+    cell = resolved("induction-heads", "s4")
+    assert cell.code == {} and '"code"' not in cell.canonical()
+    plain = to_dict(Record(cell=cell, digest=cell.digest, status="done"))
+    del plain["cell"]["code"]
+    assert from_dict(plain).cell == cell
+
+
+def test_a_file_that_is_edited_between_its_plan_and_its_run_is_refused(tmp_path: Path) -> None:
+    layer = tmp_path / "slow.py"
+    layer.write_text(LAYER)
+    cell = resolved("induction-heads", f"none+{layer}")
+    layer.write_text(LAYER + "\n# edited\n")
+    with pytest.raises(UserError, match="source of its task or model changed"):
+        run_cell(cell, tmp_path, device="cpu")
+
+
+def test_the_modules_of_a_package_that_a_plugin_imports_are_part_of_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "parcel", "[seqbench.layers]\nposted = parcel.layers.posted:NewLayer\n")
+    (tmp_path / "parcel" / "layers").mkdir(parents=True)
+    files = {
+        "__init__.py": "",
+        "layers/__init__.py": "",
+        "layers/posted.py": f"{LAYER}\nfrom ..rates import RATE\n",
+        "rates.py": "RATE = 1\n",
+        "others.py": "RATE = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "parcel" / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = resolved("induction-heads", "none+posted").code
+    (tmp_path / "parcel" / "others.py").write_text("RATE = 2\n")
+    assert resolved("induction-heads", "none+posted").code == before
+    (tmp_path / "parcel" / "rates.py").write_text("RATE = 2\n")
+    assert resolved("induction-heads", "none+posted").code != before

@@ -15,7 +15,7 @@ from synthetic import quickstart, record
 from seqbench.suite.records import Record
 from seqbench.suite.report import tables
 from seqbench.suite.report.aggregate import best, estimate, rows, scale_notes, slug, t_quantile
-from seqbench.suite.report.tables import Table
+from seqbench.suite.report.tables import Table, score_text
 
 # Two-sided 95 % points of Student's t as statistical handbooks print them.
 T_TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045}
@@ -32,6 +32,20 @@ def test_mean_and_interval_by_hand() -> None:
     assert score is not None
     assert score.mean == pytest.approx(0.9)
     assert score.half_width == pytest.approx(0.04968, abs=1e-5)
+
+
+def test_the_interval_of_a_share_ends_where_shares_do() -> None:
+    values = [0.99, 0.95, 1.0]
+    share, plain = estimate(values, "accuracy"), estimate(values, "bits_per_byte")
+    assert share is not None and plain is not None and plain.high is not None
+    assert plain.high > 1.0 and not plain.cut
+    assert (share.mean, share.low, share.high, share.cut) == (plain.mean, plain.low, 1.0, True)
+    assert score_text(share, "accuracy") == "98.0 (91.4 to 100.0)"
+    assert score_text(plain, "bits_per_byte") == "0.980 ± 0.066"
+    low = estimate([0.0, 0.01, 0.05], "sequence_accuracy")
+    assert low is not None and low.low == 0.0 and low.cut
+    inside = estimate([0.5, 0.51], "accuracy")
+    assert inside is not None and score_text(inside, "accuracy") == "50.5 ± 6.4"
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -116,7 +130,7 @@ def test_headline_says_solved_failed_chance_and_scale() -> None:
     table = tables.headline(made)
     (row,) = table.rows
     by_heading = {c.heading: e for c, e in zip(table.columns, row, strict=True)}
-    assert by_heading["mamba"].text.startswith("94.0 ± ")
+    assert by_heading["mamba"].text == "94.0 (55.9 to 100.0)"
     assert by_heading["mamba"].detail == "1 of 3 solved, 1 of 3 failed"
     assert by_heading["s4"].text == "diverged"
     assert by_heading["chance"].text == "7.1"
