@@ -112,7 +112,7 @@ _plain = NewTask.batch
 
 
 def _noted(self, split, index, batch_size, *, seed=0, stage=None):
-    if split == "train" and index == 0:
+    if split == "train" and index == 0 and seed >= 10:  # the contract's own are below
         with open("notes.txt", "a") as file:
             file.write(f"{seed}\\n")
     return _plain(self, split, index, batch_size, seed=seed, stage=stage)
