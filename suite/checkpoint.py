@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seqbench.suite.experiment import UserError
 from seqbench.suite.records import write_file
+from seqbench.suite.sharding import like
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -62,11 +63,13 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `pack_optimizer` took; hyperparameters stay the optimizer's own."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
             _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = tensor.clone()
+            own = like(tensor.clone(), parameters[int(index)])
+            state.setdefault(int(index), {})[key] = own
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

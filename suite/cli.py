@@ -134,7 +134,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices of one cell, which share its batches.")] = 1,
     strategy: Annotated[
-        str, typer.Option(help="Lightning's, over those devices: auto or ddp.")
+        str, typer.Option(help="Lightning's, over those devices: auto, ddp or fsdp.")
     ] = "auto",
     cells_per_gpu: Annotated[int, typer.Option(help="Cells that share a GPU.")] = 1,
     compile: Annotated[
@@ -765,7 +765,7 @@ def _execution(
     _check_range("--threads", threads, 1)
     for option, value, valid in (
         ("device", device, ("auto", "cpu", "cuda")),
-        ("strategy", others["strategy"], ("auto", "ddp")),
+        ("strategy", others["strategy"], ("auto", "ddp", "fsdp")),
         ("compile", others["compile"], ("off", "default", "graphs")),
     ):
         if value not in valid:
@@ -778,6 +778,15 @@ def _execution(
         raise UserError(
             f"--devices {devices}: this machine has {len(gpus)} GPUs; give at most that"
         )
+    if others["strategy"] == "fsdp":
+        if devices == 1:
+            raise UserError(
+                "--strategy fsdp: shares a model between devices; give --devices 2 or more"
+            )
+        if others["compile"] != "off":
+            raise UserError(
+                "--strategy fsdp: a model in shards is not compiled; leave --compile out"
+            )
     cores = environment.cores()
     if workers is None:
         at_once = len(gpus) // devices * others["cells_per_gpu"] if gpus else cores // devices

@@ -16,7 +16,7 @@ class Execution:
     threads: int = 1  # CPU threads of each cell
     device: str = "auto"  # auto, cpu or cuda
     devices: int = 1  # of one cell: as many processes share its batches
-    strategy: str = "auto"  # Lightning's, over those devices: auto or ddp
+    strategy: str = "auto"  # Lightning's, over those devices: auto, ddp or fsdp
     compile: Compile = "off"  # torch.compile of the training step; graphs: with CUDA graphs
     prefetch: int | None = None  # processes that make batches ahead; None: on a GPU, a few
     gpus: tuple[str, ...] = ()  # visible here; shared out among the workers

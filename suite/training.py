@@ -43,6 +43,7 @@ from seqbench.suite.penalty import Deltas
 from seqbench.suite.records import Cost, CurvePoint, Record, to_plain, write_file
 from seqbench.suite.schedule import learning_rate
 from seqbench.suite.selection import write_selection
+from seqbench.suite.sharding import fsdp_strategy, mark, shard, whole
 from seqbench.tasks.base import IGNORE, METRICS, Task
 
 Event = Mapping[str, Any]
@@ -94,6 +95,9 @@ class CellModule(lightning.LightningModule):
         )
         self.logits = model.__call__  # or its compiled form
         self._deltas = Deltas(model) if cell.train.delta_penalty else None
+        self.sharded = False  # each process keeps a part of every weight
+        self._marks: dict[str, dict[str, Any]] = {}  # of the parameters before that
+        self.at_end: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.pause: Callable[[], bool] = lambda: False
         self.paused = False
         self.after_step: Callable[[bool], None] = lambda validated: None
@@ -102,8 +106,20 @@ class CellModule(lightning.LightningModule):
         self._began = self._told = time.perf_counter()
         self.loss = torch.tensor(math.nan)  # of the last training batch
 
+    def configure_model(self) -> None:
+        """Cuts the model for a run whose processes share its weights."""
+        if self.sharded and not self._marks:
+            assert self._device_mesh is not None
+            self._marks = shard(self.model, self._device_mesh["data_parallel"])
+
+    def on_train_end(self) -> None:
+        """The state of a model in shards, whole, while all processes are here to give theirs."""
+        if self.sharded:
+            self.at_end = self.pack()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         train = self.cell.train
+        mark(self.model, self._marks)
         return torch.optim.AdamW(
             parameter_groups(self.model, train.weight_decay),
             lr=train.lr,
@@ -198,7 +214,7 @@ class CellModule(lightning.LightningModule):
             loss = self._mean(self.loss)
             if not math.isfinite(loss):
                 raise Diverged(f"the training loss is {loss} at step {self.step}")
-        if (self._world == 1 or self.step % AGREE_STEPS == 0) and self._agreed(self.pause()):
+        if (self._world == 1 or self.step % AGREE_STEPS == 0) and self.agreed(self.pause()):
             self.paused = self.trainer.should_stop = True
         if validate and not self.paused:
             self._validate()
@@ -289,7 +305,7 @@ class CellModule(lightning.LightningModule):
             except Paused:
                 self.paused = self.trainer.should_stop = True
                 return
-            self._judge(self._agreed(metrics))
+            self._judge(self.agreed(metrics))
 
     def _judge(self, metrics: Mapping[str, float]) -> None:
         """Adds a validation to the curve, keeps the weights if best, and stops the run if over."""
@@ -352,7 +368,7 @@ class CellModule(lightning.LightningModule):
             value = self.trainer.strategy.reduce(value, reduce_op="mean")
         return float(value)
 
-    def _agreed(self, value: Any) -> Any:
+    def agreed(self, value: Any) -> Any:
         """The first process's value, so that all of them decide alike."""
         return value if self._world == 1 else self.trainer.strategy.broadcast(value)
 
@@ -367,7 +383,7 @@ class CellModule(lightning.LightningModule):
             tensors |= checkpoint.pack_optimizer(self.trainer.optimizers[0])
             tensors |= checkpoint.pack_random(self.device)
             state["precision"] = self.trainer.precision_plugin.state_dict()
-        return tensors, state
+        return {name: whole(tensor) for name, tensor in tensors.items()}, state
 
     def unpack(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back what `pack` took; the optimizer's part waits until there is one."""
@@ -517,13 +533,14 @@ class _Run:
                     devices,
                     strategy,
                 )
+            if module.at_end is not None:
+                self._unshard(*module.at_end)
             if not ranks.first():
                 return None
-            if not module.stopped:
-                self._save()
-                return None
-            self.trained = True
+            self.trained = module.stopped
             self._save()
+            if not self.trained:
+                return None
         try:
             with module.stoppable():
                 self._test()
@@ -537,6 +554,17 @@ class _Run:
         )
         write_selection(self.saved.parents[1], self.cell, self.task, self.model)
         return self._record(devices, strategy)
+
+    def _unshard(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Goes on, in each process for itself, with the whole model that training left."""
+        module = self.module
+        self.model = build_model(
+            self.cell.model, vocab_size=self.task.vocab_size, **self.cell.model_config
+        ).to(self.device)
+        module.model, module.logits = self.model, self.model.__call__
+        module.unpack(tensors, state)
+        module.trainer = None  # its optimizer has the parameters of the shards
+        module.sharded = False
 
     def compile(self, how: Compile) -> None:
         """Compiles the training forward and backward pass; evaluation stays as it is."""
@@ -624,12 +652,14 @@ class _Run:
         )
 
     def _save_at_times(self, validated: bool) -> None:
-        if not ranks.first():
-            return
-        if self._save_is_due():
-            with self.module.untimed():
+        module = self.module
+        due = self._save_is_due()
+        if module.sharded:  # all give their part of it, so all must do it at the same step
+            due = (validated or module.step % AGREE_STEPS == 0) and module.agreed(due)
+        if due and (ranks.first() or module.sharded):
+            with module.untimed():
                 self._save()
-        if validated and self.module.curve:
+        if validated and module.curve and ranks.first():
             _write_log(self.log, self.module.curve)
 
     def _save_is_due(self) -> bool:
@@ -638,7 +668,9 @@ class _Run:
 
     def _save(self) -> None:
         began = time.perf_counter()
-        tensors, state = self.module.pack()
+        tensors, state = self.module.at_end or self.module.pack()
+        if not ranks.first():
+            return
         seconds = self.earlier_seconds + began - self.began
         peak = max(self.earlier_peak, peak_memory(self.device))
         state |= {"trained": self.trained, "tested": self.tested}
@@ -670,6 +702,16 @@ def fit(
             f"--devices {devices}: they share a batch; train.batch_size={train.batch_size} does "
             "not divide evenly; change one of the two"
         )
+    if strategy == "fsdp" and devices == 1:
+        raise UserError(
+            "--strategy fsdp: one device has nothing to share; give --devices 2 or more"
+        )
+    if strategy == "fsdp" and train.precision == "16-mixed":
+        raise UserError(
+            "--strategy fsdp: scales no loss, so train.precision=16-mixed is not valid with it; "
+            "take bf16-mixed"
+        )
+    module.sharded = strategy == "fsdp"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # The stream makes its batches in the step itself: there is no loader to give workers to.
@@ -679,7 +721,7 @@ def fit(
             barebones=True,  # no logger, bar or checkpoints of its own: records are ours
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=devices,
-            strategy=strategy,
+            strategy=fsdp_strategy(devices) if module.sharded else strategy,
             plugins=[LightningEnvironment()],  # the processes are ours, whatever started them
             precision=train.precision,
             gradient_clip_val=train.clip or None,

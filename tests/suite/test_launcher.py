@@ -18,6 +18,7 @@ from seqbench.suite.configuration import resolve
 from seqbench.suite.execution import Execution
 from seqbench.suite.experiment import Cell, Request
 from seqbench.suite.launchers import local
+from seqbench.suite.new import TEMPLATES
 from seqbench.suite.records import load_all
 from seqbench.suite.training import run_cell
 
@@ -103,6 +104,50 @@ def test_workers_end_with_a_launcher_that_is_killed_and_the_run_goes_on(
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / "results" / "records").rglob("*.json")
     assert json.loads(record.read_text())["status"] == "done"
+
+
+NOTED = """
+
+_plain = NewTask.batch
+
+
+def _noted(self, split, index, batch_size, *, seed=0, stage=None):
+    if split == "train" and index == 0 and seed >= 10:  # the contract's own are below
+        with open("notes.txt", "a") as file:
+            file.write(f"{seed}\\n")
+    return _plain(self, split, index, batch_size, seed=seed, stage=stage)
+
+
+NewTask.batch = _noted
+"""
+
+
+def test_two_commands_at_once_on_one_folder_run_no_cell_twice(tmp_path: Path) -> None:
+    """The task notes the seed of every training that takes its first step."""
+    (tmp_path / "noted.py").write_text((TEMPLATES / "task.py").read_text() + NOTED)
+    seeds = [10, 11, 12, 13, 14, 15]
+    command = [
+        sys.executable, "-P", "-m", "seqbench.suite.cli", "run", "--tasks", "noted.py",
+        "--models", "s4", "--seeds", ",".join(map(str, seeds)), "--workers", "1", "--threads", "1",
+        "--set", "train.steps=40", "--set", "train.eval_every=20", "--set", "model.d_model=16",
+    ]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": PATHS},
+        )
+        for _ in range(2)
+    ]
+    said = [one.communicate(timeout=400)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert sorted(map(int, (tmp_path / "notes.txt").read_text().split())) == seeds
+    records = load_all(tmp_path / "results")
+    assert [r.cell.seed for r in records] == seeds and {r.status for r in records} == {"done"}
+    assert list((tmp_path / "results" / "locks").iterdir()) == []
 
 
 def every_worker() -> list[tuple[int, int, str]]:

@@ -16,61 +16,90 @@ import torch
 from seqbench.suite import checkpoint
 from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Request
+from seqbench.suite.records import load_all
 from seqbench.suite.training import run_cell
 
-ONE_STEP = """
-import json, sys
+SITTINGS = """
+import json, shutil, sys
 from pathlib import Path
 import torch
 from seqbench.suite import ranks
 from seqbench.suite.launchers.worker import cell_of
+from seqbench.suite.records import write
 from seqbench.suite.training import run_cell
 
 torch.set_num_threads(1)
-line, results = sys.argv[1:]
-again = [sys.executable, "-c", Path(results, "script.py").read_text(), line, results]
+line, results, strategy = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+again = [sys.executable, "-c", (results / "script.py").read_text(), *sys.argv[1:]]
+cell = cell_of(json.loads(line))
 with ranks.group(2 if ranks.first() else 1, again, ""):
-    record = run_cell(
-        cell_of(json.loads(line)), Path(results), device="cpu", devices=2, strategy="ddp",
-        stop_after=1,
-    )
-    ranks.part()
-assert record is None
+    for stop_after in (1, None):
+        record = run_cell(
+            cell, results, device="cpu", devices=2, strategy=strategy, stop_after=stop_after
+        )
+        ranks.part()
+        if ranks.first() and stop_after:
+            assert record is None
+            shutil.copytree(results / "checkpoints", results / "first")
+if ranks.first():
+    assert record is not None and record.status == "done", record and record.log
+    write(results, record)
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_have_the_gradients_of_one_and_go_on_as_it_does(
+    strategy: str, tmp_path: Path
+) -> None:
+    """A first step, and from its checkpoint to the end."""
     settings: dict[str, Any] = {
         "task.length": 32,
         "task.test_lengths": [],
         "model.d_model": 16,
-        "model.num_layers": 1,
+        "model.num_layers": 2,
+        "train.steps": 4,
+        "train.eval_every": 2,
+        "train.eval_batches": 1,
+        "train.test_batches": 1,
         "train.batch_size": 8,
-        "train.clip": 0.0,
+        "train.clip": 0.1,
+        "train.weight_decay": 0.1,
+        "train.stop_at": None,
         "train.curriculum": True,
     }
     cell = resolve(Request(task="induction-heads", model="mamba", settings=settings), seed=0)
     two = tmp_path / "two"
     two.mkdir()
-    (two / "script.py").write_text(ONE_STEP)
+    (two / "script.py").write_text(SITTINGS)
     done = subprocess.run(
-        [sys.executable, "-c", ONE_STEP, json.dumps(asdict(cell)), str(two)],
+        [sys.executable, "-c", SITTINGS, json.dumps(asdict(cell)), str(two), strategy],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert run_cell(cell, tmp_path / "one", device="cpu", stop_after=1) is None
 
-    def moments(results: Path) -> dict[str, torch.Tensor]:
+    def moments(checkpoints: Path) -> dict[str, torch.Tensor]:
         """AdamW's first moments after one step, which are the gradients but for a factor."""
-        tensors, state = checkpoint.read(results / "checkpoints" / f"{cell.digest}.safetensors")
+        tensors, state = checkpoint.read(checkpoints / f"{cell.digest}.safetensors")
         assert state["step"] == 1 and state["tokens"] == 8 * 8  # whole batches, of the first stage
         return {k: v for k, v in tensors.items() if k.endswith("exp_avg") or k == "accuracy"}
 
-    ours, theirs = moments(tmp_path / "one"), moments(two)
+    ours, theirs = moments(tmp_path / "one" / "checkpoints"), moments(two / "first")
     assert ours.keys() == theirs.keys() and len(ours) > 10
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-7, msg=name)
+
+    one = run_cell(cell, tmp_path / "one", device="cpu")
+    (both,) = load_all(two)
+    assert one is not None and [p.step for p in both.curve] == [p.step for p in one.curve] == [2, 4]
+    for here, there in zip(one.curve, both.curve, strict=True):
+        assert there.train_loss == pytest.approx(here.train_loss, rel=1e-4)
+        assert there.validation == pytest.approx(here.validation, rel=1e-3)
+    assert both.test == pytest.approx(one.test, rel=1e-3)
+    assert both.environment["strategy"] == strategy and both.environment["devices"] == 2
+    assert both.cost is not None and one.cost is not None
+    assert both.cost.parameters == one.cost.parameters
