@@ -46,9 +46,7 @@ def load_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) 
 
     Raises ModelError, one line, for a folder that is not a Mamba checkpoint.
     """
-    folder = Path(folder_or_repo)
-    if not folder.is_dir():
-        folder = _download(str(folder_or_repo), revision)
+    folder = local_folder(folder_or_repo, revision=revision)
     config = _read_config(folder)
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = build_model("mamba", **config)
@@ -78,6 +76,12 @@ def load_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) 
         if marks[name]:
             parameter._no_weight_decay = True
     return model
+
+
+def local_folder(folder_or_repo: str | Path, *, revision: str | None = None) -> Path:
+    """The folder itself, or the one that the repository's checkpoint and tokenizer come into."""
+    folder = Path(folder_or_repo)
+    return folder if folder.is_dir() else _download(str(folder_or_repo), revision)
 
 
 def save_pretrained(model: Backbone, folder: str | Path) -> None:
@@ -118,7 +122,9 @@ def _download(repo: str, revision: str | None) -> Path:
         ) from None
     try:
         path = snapshot_download(
-            repo, revision=revision, allow_patterns=["config.json", "*.safetensors", INDEX]
+            repo,
+            revision=revision,
+            allow_patterns=["config.json", "tokenizer.json", "*.safetensors", INDEX],
         )
     except Exception as error:  # network, authorisation, no such repository: all for the user
         reason = str(error).strip().split("\n")[0]

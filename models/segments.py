@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, overload
 
@@ -60,8 +60,11 @@ def segmented_loss(
     *,
     segment: int,
     gradients: Gradients = "exact",
+    **by_position: Tensor,
 ) -> Tensor:
     """The sum of `loss_of` over pieces of `segment` tokens, which carry the model's state.
+
+    `by_position`, (B, L) each, are keywords of the model's forward, such as `reset`.
 
     exact: the gradients are those of the whole sequence. Forward keeps the states between the
     pieces alone; backward runs each piece again, from the last to the first, and hands the gradient
@@ -76,9 +79,11 @@ def segmented_loss(
         raise ValueError(f"segmented_loss: segment={segment}; it must be 1 or more")
     parameters = [p for p in model.parameters() if p.requires_grad]
     if gradients == "exact":
-        loss: Tensor = _ExactLoss.apply(model, loss_of, segment, tokens_BL, *parameters)
+        loss: Tensor = _ExactLoss.apply(
+            model, loss_of, segment, tokens_BL, by_position, *parameters
+        )
         return loss
-    return _truncated(model, loss_of, segment, tokens_BL, parameters)
+    return _truncated(model, loss_of, segment, tokens_BL, by_position, parameters)
 
 
 def accumulated_loss(
@@ -90,13 +95,13 @@ def accumulated_loss(
     holds one group's activations.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    totals: list[Tensor | None] = [None] * len(parameters)
-    losses = []
+    totals = [torch.zeros_like(p) for p in parameters]
+    total: Tensor | float = 0.0
     for first in range(0, rows, at_once):
         loss = loss_of_rows(slice(first, min(first + at_once, rows)))
         _add(totals, iter(torch.autograd.grad(loss, parameters, allow_unused=True)))
-        losses.append(loss.detach())
-    return _known(losses, parameters, totals)
+        total = total + loss.detach()
+    return _known(total, parameters, totals)
 
 
 def cannot_carry(model: nn.Module, length: int) -> str | None:
@@ -181,7 +186,7 @@ class _Segmented(torch.autograd.Function):
         starts = saved[len(parameters) :]
         needs_x, needs_state = ctx.needs_input_grad[4], ctx.needs_input_grad[5 : 5 + ctx.count]
         dx_BLD = torch.empty_like(x_BLD) if needs_x else None
-        totals: list[Tensor | None] = [None] * len(parameters)
+        totals = [torch.zeros_like(p) for p in parameters]
         for first in reversed(range(0, x_BLD.shape[1], ctx.segment)):
             some = slice(first, first + ctx.segment)
             piece = first // ctx.segment
@@ -210,7 +215,11 @@ class _Segmented(torch.autograd.Function):
 
 
 class _ExactLoss(torch.autograd.Function):
-    """Parameters -> the loss of a whole sequence."""
+    """Parameters -> the loss of a whole sequence.
+
+    What outlives a piece lies in memory that was taken before or between pieces, once: small
+    tensors left among a piece's large ones would leave the heap full of holes, and it would grow.
+    """
 
     @staticmethod
     def forward(
@@ -219,33 +228,43 @@ class _ExactLoss(torch.autograd.Function):
         loss_of: LossOf,
         segment: int,
         tokens_BL: Tensor,
+        by_position: Mapping[str, Tensor],
         *parameters: Tensor,
     ) -> Tensor:
         ctx.model, ctx.loss_of, ctx.segment = model, loss_of, segment
+        ctx.by_position = by_position
         ctx.autocast = _autocast(tokens_BL.device)
         ctx.save_for_backward(tokens_BL, *parameters)
+        places = _places(tokens_BL, segment)
         state = model.initial_state(len(tokens_BL), tokens_BL.device)
-        # No output of this function, so a context may hold them.
-        ctx.starts, losses = [], []
+        ctx.starts = []  # no output of this function, so a context may hold them
+        room: list[Tensor] = []
+        total = torch.zeros((), device=tokens_BL.device)
         with ctx.autocast():
-            for some in _places(tokens_BL, segment):
+            for i, some in enumerate(places):
                 ctx.starts.append(state)
-                logits_BLV, state = model(tokens_BL[:, some], state)
-                losses.append(loss_of(logits_BLV, some))
-                state = _compact(state)
-        return torch.stack(losses).sum()
+                logits_BLV, state = model(tokens_BL[:, some], state, **_piece(by_position, some))
+                total += loss_of(logits_BLV, some)
+                del logits_BLV
+                if not room:
+                    room = [x.new_empty(len(places), *x.shape) for x in leaves(state)]
+                state = _moved(state, [x[i] for x in room])
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         tokens_BL, *parameters = ctx.saved_tensors
-        totals: list[Tensor | None] = [None] * len(parameters)
+        totals = [torch.zeros_like(p) for p in parameters]
         dstate: list[Tensor | None] = []
+        older: list[Tensor | None] = []  # of two pieces on, whose memory is free again
         for some in reversed(_places(tokens_BL, ctx.segment)):
             nest = ctx.starts.pop()
             start = [s.detach().requires_grad_(_differentiable(s)) for s in leaves(nest)]
             with torch.enable_grad(), ctx.autocast():
-                logits_BLV, state = ctx.model(tokens_BL[:, some], with_leaves(nest, start))
+                logits_BLV, state = ctx.model(
+                    tokens_BL[:, some], with_leaves(nest, start), **_piece(ctx.by_position, some)
+                )
                 loss = ctx.loss_of(logits_BLV, some)
             del logits_BLV
             known = [(loss, gradient.to(loss.dtype))]
@@ -254,35 +273,49 @@ class _ExactLoss(torch.autograd.Function):
             outputs, given = zip(*((out, g) for out, g in known if out.requires_grad))
             wanted = [*filter(_differentiable, start), *parameters]
             found = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
-            dstate = [next(found) if _differentiable(s) else None for s in start]
+            room = older or [None] * len(start)
+            older, dstate = (
+                dstate,
+                [
+                    _kept(next(found), r) if _differentiable(s) else None
+                    for s, r in zip(start, room, strict=True)
+                ],
+            )
             _add(totals, found)
-        return None, None, None, None, *totals
+        return None, None, None, None, None, *totals
 
 
 def _truncated(
-    model: Any, loss_of: LossOf, segment: int, tokens_BL: Tensor, parameters: list[nn.Parameter]
+    model: Any,
+    loss_of: LossOf,
+    segment: int,
+    tokens_BL: Tensor,
+    by_position: Mapping[str, Tensor],
+    parameters: list[nn.Parameter],
 ) -> Tensor:
     """The loss; none of its gradients crosses from a piece into the one before."""
-    totals: list[Tensor | None] = [None] * len(parameters)
+    totals = [torch.zeros_like(p) for p in parameters]
     state = model.initial_state(len(tokens_BL), tokens_BL.device)
-    losses = []
-    for some in _places(tokens_BL, segment):
+    rooms: list[list[Tensor]] = []  # two, as a state may hold parts of the one before
+    total = torch.zeros((), device=tokens_BL.device)
+    for i, some in enumerate(_places(tokens_BL, segment)):
         with torch.enable_grad(), _autocast(tokens_BL.device)():
-            logits_BLV, state = model(tokens_BL[:, some], state)
+            logits_BLV, state = model(tokens_BL[:, some], state, **_piece(by_position, some))
             loss = loss_of(logits_BLV, some)
         del logits_BLV
         _add(totals, iter(torch.autograd.grad(loss, parameters, allow_unused=True)))
-        losses.append(loss.detach())
-        state = _compact(state)
-    return _known(losses, parameters, totals)
+        total += loss.detach()
+        if len(rooms) < 2:
+            rooms.append([torch.empty_like(x.detach()) for x in leaves(state)])
+        state = _moved(state, rooms[i % 2])
+    return _known(total, parameters, totals)
 
 
 def _known(
-    losses: list[Tensor], parameters: list[nn.Parameter], gradients: list[Tensor | None]
+    total: Tensor | float, parameters: list[nn.Parameter], gradients: list[Tensor]
 ) -> Tensor:
-    """The sum of losses, as a function of the parameters with those gradients."""
-    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
-    loss: Tensor = _KnownGradients.apply(torch.stack(losses).sum(), len(found), *found, *parameters)
+    """A loss, as a function of the parameters with those gradients."""
+    loss: Tensor = _KnownGradients.apply(total, len(gradients), *gradients, *parameters)
     return loss
 
 
@@ -306,21 +339,32 @@ def _places(tokens_BL: Tensor, segment: int) -> list[slice]:
     return [slice(first, min(first + segment, length)) for first in range(0, length, segment)]
 
 
-def _add(totals: list[Tensor | None], gradients: Iterator[Tensor | None]) -> None:
-    """Adds gradients to their totals: never in place, as two of them may be one tensor."""
-    for i, gradient in enumerate(gradients):
-        total = totals[i]
+def _piece(by_position: Mapping[str, Tensor], some: slice) -> dict[str, Tensor]:
+    return {name: values[:, some] for name, values in by_position.items()}
+
+
+def _add(totals: list[Tensor], gradients: Iterator[Tensor | None]) -> None:
+    for total, gradient in zip(totals, gradients, strict=True):
         if gradient is not None:
-            totals[i] = gradient if total is None else total + gradient
+            total += gradient
 
 
-def _compact(state: State) -> State:
-    """The state without what it may be a view of, detached."""
+def _moved(state: State, room: list[Tensor]) -> State:
+    """The state, detached, in the memory of `room` as far as it fits there."""
+    return with_leaves(
+        state, [_kept(x.detach(), r) for x, r in zip(leaves(state), room, strict=True)]
+    )
 
-    def alone(x: Tensor) -> Tensor:
-        return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
-    return with_leaves(state, [alone(x.detach()) for x in leaves(state)])
+@overload
+def _kept(x: Tensor, room: Tensor | None) -> Tensor: ...
+@overload
+def _kept(x: Tensor | None, room: Tensor | None) -> Tensor | None: ...
+def _kept(x: Tensor | None, room: Tensor | None) -> Tensor | None:
+    """What x holds, in the memory of `room` if that has its form, without what x is a view of."""
+    if x is None or room is None or (x.shape, x.dtype) != (room.shape, room.dtype):
+        return None if x is None else x.clone()
+    return room.copy_(x)
 
 
 def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

@@ -332,6 +332,71 @@ def diff(
     return 1 if found else 0
 
 
+@app.command("eval")
+def eval_command(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A finished cell's digest or file, a Hugging Face Mamba's folder, or OWNER/NAME."
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(help="Of lm-evaluation-harness, comma-separated; table3: the paper's six."),
+    ] = "table3",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A tokenizer.json, where the folder has none.")
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="A folder with YAML tasks of the harness of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask so many examples of a task alone.")] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(help="Examples before each question; by default the task's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+    max_length: Annotated[int, typer.Option(help="Tokens of a request at most.")] = 2048,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Score a language checkpoint on downstream tasks, as in the paper's Table 3 (extra eval)."""
+    from dataclasses import asdict
+
+    from seqbench.suite import downstream, runner
+    from seqbench.suite.training import device_of
+
+    for option, value in (
+        ("--limit", limit),
+        ("--batch-size", batch_size),
+        ("--max-length", max_length),
+    ):
+        _check_range(option, value, 1)
+    _check_range("--few-shot", few_shot, 0)
+    if not _names(tasks):
+        raise UserError(f"--tasks {tasks!r}: give names, comma-separated, or table3")
+    runner.check_writable(results)
+    found = downstream.evaluate_checkpoint(
+        checkpoint,
+        _names(tasks),
+        results=results,
+        tokenizer=tokenizer,
+        include=include,
+        limit=limit,
+        few_shot=few_shot,
+        batch_size=batch_size,
+        max_length=max_length,
+        device=device_of(device),
+    )
+    path = found.write(results)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    for table in downstream.tables(found):
+        out.print(table)
+    err.print(str(path))
+
+
 @app.command()
 def select(results: Results = Path("results")) -> None:
     """Write what finished models select of a test sequence, from checkpoints; run does so too."""

@@ -184,15 +184,16 @@ class CellModule(lightning.LightningModule):
 
         def loss_of_rows(group: slice) -> Tensor:
             of_group = partial(loss_of, group=group)
+            resets = resets_of(self.task, inputs[group])
             if not in_pieces:
-                logits_BLV = self.logits(inputs[group], **resets_of(self.task, inputs[group]))
-                return of_group(logits_BLV, slice(0, length))
+                return of_group(self.logits(inputs[group], **resets), slice(0, length))
             return segmented_loss(
                 self.model,
                 of_group,
                 inputs[group],
                 segment=segment,
                 gradients=train.segment_gradients,
+                **resets,
             )
 
         if in_groups:
@@ -420,7 +421,7 @@ def run_cell(
     checkpoint stays for a call that goes on. The other keywords are those of `Execution`. With
     several devices this process is one of `ranks.group`, and all but the first return None.
     """
-    place = _device(device)
+    place = device_of(device)
     try:
         run = _Run(cell, results, place, listener, pause)
         run.module.feed.processes = _prefetch(prefetch, place)
@@ -807,7 +808,8 @@ def _prefetch(asked: int | None, device: torch.device) -> int:
     return min(PREFETCH, max(1, cores() - 1)) if device.type == "cuda" else 0
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of auto, cpu or cuda; UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """Text corpora as one array of tokens: documents kept to their split, tokenised once into a file.
 
 A corpus is a file, a folder of text files, a JSONL file, or a data set of the Hugging Face hub that
-is streamed. Tokens are bytes, or GPT-2's byte pairs.
+is streamed. Tokens are bytes, GPT-2's byte pairs, or those of a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +31,15 @@ PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"BZh": 
 PIECE = 2**20  # bytes of text tokenised at once
 LOUD = 2**24  # bytes of text from which the reading is announced
 
-Tokenizer = Literal["bytes", "gpt2"]
+# The tokens that end a document in tokenizers of others, the likeliest first.
+ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """How text becomes tokens."""
 
-    name: Tokenizer
+    name: str  # with the hash of its file, if it is one
     size: int
     dtype: Any
     end: int  # ends a document
@@ -61,9 +62,12 @@ class Corpus:
         _release(self.tokens)
 
 
-@lru_cache(maxsize=2)
-def vocabulary(name: Tokenizer) -> Vocabulary:
-    """The bytes themselves (a document ends in 0), or GPT-2's 50,257 byte pairs."""
+@lru_cache(maxsize=4)
+def vocabulary(name: str) -> Vocabulary:
+    """The bytes themselves (a document ends in 0), "gpt2", or a tokenizer.json by its path.
+
+    Raises TaskError for anything else, and for a file that is no tokenizer.
+    """
     if name == "bytes":
         return Vocabulary(
             name="bytes",
@@ -73,38 +77,87 @@ def vocabulary(name: Tokenizer) -> Vocabulary:
             encode=lambda text, where: np.frombuffer(text, dtype=np.uint8),
             decode=bytes,
         )
-    from tokenizers import ByteLevelBPETokenizer
+    if name == "gpt2":
+        from tokenizers import ByteLevelBPETokenizer
 
-    folder = Path(__file__).resolve().parent / "data" / "gpt2"
-    vocab = json.loads(gzip.decompress((folder / "encoder.json.gz").read_bytes()))
-    lines = gzip.decompress((folder / "vocab.bpe.gz").read_bytes()).decode().splitlines()
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-    bpe = ByteLevelBPETokenizer(vocab, merges, add_prefix_space=False)
+        folder = Path(__file__).resolve().parent / "data" / "gpt2"
+        vocab = json.loads(gzip.decompress((folder / "encoder.json.gz").read_bytes()))
+        lines = gzip.decompress((folder / "vocab.bpe.gz").read_bytes()).decode().splitlines()
+        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        bpe = ByteLevelBPETokenizer(vocab, merges, add_prefix_space=False)
+        return _vocabulary(name, name, bpe, len(vocab), vocab["<|endoftext|>"])
+    if not name.endswith(".json"):
+        raise TaskError(
+            f"task.tokenizer={name!r}: no such tokenizer; give bytes, gpt2, or the path of a "
+            "tokenizer.json of the library tokenizers"
+        )
+    return _from_file(name)
 
-    def encode(text: bytes, where: str) -> NDArray[Any]:
+
+def _from_file(name: str) -> Vocabulary:
+    from tokenizers import Tokenizer
+
+    try:
+        data = Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise TaskError(
+            f"tokenizer {name}: {error.strerror}; give the path of a tokenizer.json"
+        ) from None
+    try:
+        found = Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library has no class of its own
+        said = " ".join(str(error).split())[:120]
+        raise TaskError(
+            f"tokenizer {name}: cannot be read ({said}); give a tokenizer.json of the library "
+            "tokenizers"
+        ) from None
+    found.no_padding()
+    found.no_truncation()
+    ids = found.get_vocab(with_added_tokens=True)
+    ends = [ids[end] for end in ENDS if end in ids]
+    if not ends:
+        raise TaskError(
+            f"tokenizer {name}: none of its {len(ids)} tokens ends a document; add one of "
+            f"{', '.join(ENDS)}"
+        )
+    size = max(ids.values()) + 1
+    if size > 2 * len(ids):
+        raise TaskError(
+            f"tokenizer {name}: {len(ids)} tokens with numbers up to {size - 1}: its vocabulary "
+            "has another size than it says; take one whose numbers run from 0 on"
+        )
+    return _vocabulary(f"{name} {digest(data.decode())[:32]}", name, found, size, ends[0])
+
+
+def _vocabulary(name: str, where: str, tokenizer: Any, size: int, end: int) -> Vocabulary:
+    dtype: Any = np.uint16 if size <= 2**16 else np.uint32
+
+    def encode(text: bytes, place: str) -> NDArray[Any]:
         pieces = []
         for piece in _pieces(text):
             try:
-                pieces.append(np.array(bpe.encode(piece.decode()).ids, dtype=np.uint16))
+                words = piece.decode()
             except UnicodeDecodeError as error:
                 raise TaskError(
-                    f"{where}: byte {error.object[error.start]:#04x} is not UTF-8, which "
-                    "task.tokenizer='gpt2' reads; convert the text or take tokenizer='bytes'"
+                    f"{place}: byte {error.object[error.start]:#04x} is not UTF-8, which "
+                    f"task.tokenizer={where!r} reads; convert the text or take tokenizer='bytes'"
                 ) from None
-        return np.concatenate([np.zeros(0, dtype=np.uint16), *pieces])
+            ids = tokenizer.encode(words, add_special_tokens=False).ids
+            pieces.append(np.array(ids, dtype=dtype))
+        return np.concatenate([np.zeros(0, dtype=dtype), *pieces])
 
     return Vocabulary(
-        name="gpt2",
-        size=len(vocab),
-        dtype=np.uint16,
-        end=vocab["<|endoftext|>"],
+        name=name,
+        size=size,
+        dtype=dtype,
+        end=end,
         encode=encode,
-        decode=lambda tokens: bpe.decode(tokens, skip_special_tokens=False).encode(),
+        decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False).encode(),
     )
 
 
 def open_corpus(
-    dataset: str, path: str | None, hub: str | None, tokenizer: Tokenizer, field: str
+    dataset: str, path: str | None, hub: str | None, tokenizer: str, field: str
 ) -> Corpus:
     """The corpus of a data set's name, of a path, or of `hub`'s NAME or NAME:CONFIG; TaskError."""
     if hub is not None:
@@ -195,6 +248,8 @@ class _Jsonl:
 
     def documents(self) -> Iterator[tuple[Split, Document]]:
         with self.place.open("rb") as file:
+            _check_text(file.read(8), self.where)
+            file.seek(0)
             count = sum(1 for line in file if line.strip())
         if count < 3:
             raise TaskError(
@@ -207,14 +262,14 @@ class _Jsonl:
                 where = f"{self.where}, line {number}"
                 try:
                     text = json.loads(line)[self.field]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     text = None
                 if not isinstance(text, str):
                     raise TaskError(
                         f"{where}: no JSON object with a text in its field {self.field!r}; name "
                         "the field with --set task.field=NAME"
                     )
-                yield split, (text.encode(), where)
+                yield split, (text.encode(errors="replace"), where)
 
 
 @dataclass(frozen=True)
@@ -268,7 +323,7 @@ class _Hub:
                 place = {SHARE // 2 - 1: "validation", SHARE - 1: "test"}.get(number % SHARE, split)
                 if split != "train" or place in own:
                     place = split
-                yield named[place], (row[self.field].encode(), where)
+                yield named[place], (row[self.field].encode(errors="replace"), where)
 
 
 def split_of(count: int) -> list[Split]:
@@ -281,9 +336,11 @@ def split_of(count: int) -> list[Split]:
 
 
 @lru_cache(maxsize=4)
-def _of_documents(source: _Folder | _Jsonl | _Hub, tokenizer: Tokenizer) -> Corpus:
+def _of_documents(source: _Folder | _Jsonl | _Hub, tokenizer: str) -> Corpus:
     """Documents one after another, each with its end, from a file in the cache."""
-    folder = cache_folder() / "tokens" / digest(READER, tokenizer, source.identity)[:32]
+    folder = (
+        cache_folder() / "tokens" / digest(READER, vocabulary(tokenizer).name, source.identity)[:32]
+    )
     if not (folder / "facts.json").is_file():
         try:
             with new_folder(folder) as made:
@@ -297,7 +354,7 @@ def _of_documents(source: _Folder | _Jsonl | _Hub, tokenizer: Tokenizer) -> Corp
 
 
 @lru_cache(maxsize=4)
-def _of_file(file: Path, where: str, changed: int, tokenizer: Tokenizer) -> Corpus:
+def _of_file(file: Path, where: str, changed: int, tokenizer: str) -> Corpus:
     """A single file, cut by position; bytes are read where they lie, through a memory map."""
     text = _mapped(file, where)
     _check_text(bytes(text[:8]), where)
@@ -308,7 +365,7 @@ def _of_file(file: Path, where: str, changed: int, tokenizer: Tokenizer) -> Corp
     folder = (
         cache_folder()
         / "tokens"
-        / digest(READER, tokenizer, str(file.resolve()), len(text), changed)[:32]
+        / digest(READER, vocabulary(tokenizer).name, str(file.resolve()), len(text), changed)[:32]
     )
     if not (folder / "facts.json").is_file():
         parts = (
@@ -381,8 +438,7 @@ def _corpus(
 ) -> Corpus:
     edges = [0, *cuts, len(tokens)]
     region = {split: (edges[i], edges[i + 1]) for i, split in enumerate(SPLITS)}
-    fingerprint = digest(READER, *cuts, data)
-    _release(tokens)
+    fingerprint = digest(READER, *cuts, data, release=lambda: _release(tokens))
     return Corpus(
         tokens=tokens,
         region=region,

@@ -20,7 +20,8 @@ from seqbench.tasks.baselines import cached, compressed_bits, markov_bits
 from seqbench.tasks.corpora import open_corpus, vocabulary
 from seqbench.tasks.streams import Windows, generator
 
-MARKOV_ORDERS = {"bytes": 3, "gpt2": 1}
+PAGES = 2**16  # bytes that the system maps around one that is read
+MOST_MAPPED = 2**25  # bytes, after which they are handed back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class LanguageConfig:
     path: str | None = None
     hub: str | None = None  # NAME, NAME:CONFIG or NAME:CONFIG:DOCUMENTS of the Hugging Face hub
     field: str = "text"  # of a JSONL file or a hub data set, that holds the text
-    tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: its 50,257 byte pairs
+    tokenizer: str = "bytes"  # or gpt2, its 50,257 byte pairs, or the path of a tokenizer.json
     # Of the documents that lie packed in a window: stream, one text, or reset, a model forgets one
     # where the next begins.
     packing: Literal["stream", "reset"] = late_field(default="stream", metadata=LATE)
@@ -76,18 +77,15 @@ class Language(Task):
             },
         ),
         "paper": Scale(
-            note="the 125M model's depth, width, steps and rate of the improved recipe, on a text "
-            "of yours read as bytes; the paper's is the Pile in GPT-2 tokens.",
-            task={"path": "", "length": 2048},
+            note="the 125M model's depth, width, steps and batch with the improved recipe, on a "
+            "text of yours in GPT-2 tokens; the paper's is the Pile.",
+            task={"path": "", "length": 2048, "tokenizer": "gpt2"},
             model={"d_model": 768, "num_layers": 24},
             train={
+                "recipe": "improved",
                 "steps": 4800,
                 "batch_size": 256,
-                "lr": 3e-3,
-                "min_lr": 1e-5,
-                "warmup_steps": 480,
-                "weight_decay": 0.1,
-                "beta2": 0.95,
+                "micro_tokens": 2**14,
                 "eval_every": 200,
             },
         ),
@@ -112,6 +110,7 @@ class Language(Task):
                 f"task.packing='reset' with task.path={c.path!r}: a single file is one document; "
                 "give a folder of text files or a JSONL file, or take packing='stream'"
             )
+        self._mapped = 0  # bytes of the file that reading may have brought into memory
         self._windows = {split: Windows([self._corpus.region[split]], c.length) for split in SPLITS}
         for split, windows in self._windows.items():
             if not len(windows):
@@ -136,7 +135,10 @@ class Language(Task):
         else:
             starts = windows.fixed(index * batch_size, batch_size)
         tokens = torch.from_numpy(windows.read(self._corpus.tokens, starts))
-        self._corpus.release()
+        self._mapped += len(starts) * max(PAGES, tokens.shape[1] * self._corpus.tokens.itemsize)
+        if self._mapped > MOST_MAPPED:
+            self._corpus.release()
+            self._mapped = 0
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def resets(self, inputs: Tensor) -> Tensor | None:
@@ -166,7 +168,7 @@ class Language(Task):
             blocks["train"],
             blocks["validation"],
             blocks["test"],
-            orders=MARKOV_ORDERS[self.config.tokenizer],
+            orders=3 if self.config.tokenizer == "bytes" else 1,
             vocab_size=self.vocab_size,
         )
         found = {name: bits / self.units_per_token("test") for name, bits in markov.items()}

@@ -27,6 +27,7 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]  # (generator, n) -> n r
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _BLOCK = 1024  # rows of a finite set drawn at once: bounds memory
+_HASH_BYTES = 2**26  # of an array at once
 _HASH_COLUMNS = 2**16  # of a row at once, so that a million tokens need no copy in 64 bits
 
 
@@ -40,13 +41,20 @@ def generator(*purpose: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def digest(*parts: object) -> str:
-    """The SHA-256, in hex, of texts and of arrays of bytes."""
+def digest(*parts: object, release: Callable[[], None] = lambda: None) -> str:
+    """The SHA-256, in hex, of texts and of arrays of bytes.
+
+    `release` is called after every piece of an array: what was mapped for it is no longer needed.
+    """
     sha = hashlib.sha256()
     for part in parts:
-        data = part.data if isinstance(part, np.ndarray) else memoryview(str(part).encode())
-        sha.update(f"{data.nbytes}:".encode())
-        sha.update(data)
+        if not isinstance(part, np.ndarray):
+            part = np.frombuffer(str(part).encode(), dtype=np.uint8)
+        data = part.reshape(-1).view(np.uint8)
+        sha.update(f"{len(data)}:".encode())
+        for start in range(0, len(data), _HASH_BYTES):
+            sha.update(data[start : start + _HASH_BYTES].data)
+            release()
     return sha.hexdigest()
 
 

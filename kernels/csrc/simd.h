@@ -230,8 +230,24 @@ INLINE auto with_type(int32_t type, const F& f) {
 template <int TYPE>
 using element = std::conditional_t<TYPE == FLOAT32, float, uint16_t>;
 
-INLINE vu widen(vh x) { return __builtin_convertvector(x, vu); }
-INLINE vh narrow(vu x) { return __builtin_convertvector(x, vh); }
+// To 32 bits, and back numbers below 2^16; compilers convert vectors of 8 by halves.
+INLINE vu widen(vh x) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (vu)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, vu);
+#endif
+}
+INLINE vh narrow(vu x) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i y = (__m256i)x;
+  return (vh)_mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+#else
+  return __builtin_convertvector(x, vh);
+#endif
+}
 
 INLINE vf from_half(vh h) {
 #if defined(__AVX512F__)
@@ -283,7 +299,7 @@ INLINE void store_as(element<TYPE>* p, vf x) {
     if constexpr (TYPE == BFLOAT16) {
       const vu bits = (vu)x;
       const vu rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-      h = narrow((bits & 0x7fffffffu) > 0x7f800000u ? (vu){} + 0x7fc0u : rounded);
+      h = narrow(rounded | ((vu)(x != x) & 0x7fc0u));  // NaN stays NaN
     } else {
       h = to_half(x);
     }
@@ -349,13 +365,4 @@ static void write_rows(const Rows& x, int64_t b, int64_t t, int64_t count, int64
   if (x.dtype == FLOAT32) write_rows_as<FLOAT32>(x, b, t, count, d, valid, in, stride);
   if (x.dtype == BFLOAT16) write_rows_as<BFLOAT16>(x, b, t, count, d, valid, in, stride);
   if (x.dtype == FLOAT16) write_rows_as<FLOAT16>(x, b, t, count, d, valid, in, stride);
-}
-
-// Asks for rows that will be read (or written, in full) soon; a wrong guess costs nothing.
-template <bool WRITE>
-INLINE void prefetch_rows(const Rows& x, int64_t b, int64_t t, int64_t count, int64_t d) {
-  if (!x.data) return;
-  const int64_t size = x.dtype == FLOAT32 ? 4 : 2;
-  const char* at = x.data + (b * x.batch_stride + t * x.time_stride + d) * size;
-  for (int64_t i = 0; i < count; i++) __builtin_prefetch(at + i * x.time_stride * size, WRITE, 3);
 }

@@ -15,7 +15,7 @@ from seqbench.kernels import native
 _FOLDER = Path(__file__).parent / "csrc"
 _REAL = _FOLDER / "scan.cpp"  # real A in float32, inputs of any precision below
 _GENERAL = _FOLDER / "scan_general.cpp"  # complex A, float64
-_CHUNK = 32  # steps between checkpoints: CHUNK in arguments.h
+_CHUNK = 64  # steps between checkpoints: CHUNK in arguments.h
 _MAX_STATE = 256
 _ROUNDED = (torch.bfloat16, torch.float16)  # inputs in less than the state's precision
 _INPUTS = (*_ROUNDED, torch.float32, torch.float64)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from seqbench.models.base import Block, ModelError, SequenceLayer, parameter_groups
+from seqbench.models.base import (
+    Block,
+    ModelError,
+    SequenceLayer,
+    cannot_reset,
+    parameter_groups,
+)
 from seqbench.models.build import build_model, config_of, options_of
 from seqbench.models.discovery import block_class, layer_class
 from seqbench.suite.contract import (
@@ -195,6 +201,27 @@ def pieces_are_the_whole(s: Subject) -> str:
 
 
 @torch.no_grad()
+def resets(s: Subject) -> str:
+    """With `reset`, packed documents are each by itself; a part that cannot does not say it can."""
+    model, tokens = s.model(), _tokens(2, 30)
+    reason = cannot_reset(model)
+    if reason is not None:
+        return f"not claimed: {reason}"
+    lengths = ((7, 1, 13, 9), (2, 28))
+    reset = torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, parts in zip(reset, lengths, strict=True):
+        row[torch.tensor([0, *parts]).cumsum(0)[:-1]] = True
+    alone = [
+        torch.cat([model(document[None])[0] for document in row.split(parts)])
+        for row, parts in zip(tokens, lengths, strict=True)
+    ]
+    # Rotary positions count from the sequence's start, in float32.
+    return _close(
+        model(tokens, reset=reset), torch.stack(alone), "packed and single documents", 1e-4
+    )
+
+
+@torch.no_grad()
 def state_size(s: Subject) -> str:
     """state_size(length) is the count of numbers in the state after as many tokens."""
     model, told = s.model(), []
@@ -289,6 +316,7 @@ RULES: tuple[Rule[Subject], ...] = (
     causality,
     forward_is_step,
     pieces_are_the_whole,
+    resets,
     state_size,
     gradients,
     weight_decay,
@@ -302,9 +330,9 @@ def _tokens(batch: int, length: int) -> Tensor:
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def _close(one: Tensor, other: Tensor, what: str) -> str:
+def _close(one: Tensor, other: Tensor, what: str, tolerance: float = TOLERANCE) -> str:
     error = float(((one - other).abs() / (1 + other.abs())).max())
-    need(error < TOLERANCE, f"{what} differ by {error:.1e}")
+    need(error < tolerance, f"{what} differ by {error:.1e}")
     return f"differ by {error:.0e} at most"
 
 

@@ -9,7 +9,8 @@ paper: YouTubeMix, width 64, three blocks a stage, 200K steps of 2^20 samples, f
 row than the GPU holds goes through in pieces: --set train.segment_length=65536.
 
 Cost: about 7 minutes a cell of mamba on one core, 5 of sashimi; 24 cells, two and a half hours with
-`--workers 2`. Expected: longer is better for both, and Mamba below SaShiMi at every length.
+`--workers 2`, or a minute or two each on a GPU. Expected: Mamba below SaShiMi at every length; both
+are best at 2^12 to 2^13 samples, for beyond them a step has too few windows, and worst at 2^15.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def write_report(
     grids = {v.name: v.grid for v in verdicts} | {f.name: f.grid for f in declared}
     content: dict[str, tuple[bytes, Iterable[str]]] = {}
     for table in drawn_tables:
-        apart = table.name.startswith("variants-") or table.name in judged | shown
+        apart = table.name.startswith(("variants-", "perplexity-")) or table.name in judged | shown
         of = table.digests if apart else everything
         content[f"tables/{table.name}.md"] = tables.markdown(table).encode(), of
         content[f"tables/{table.name}.csv"] = tables.csv_text(table).encode(), of
@@ -148,6 +148,7 @@ def _tables(
     made = [
         tables.headline(records, cells, grid),
         *tables.by_variant(records, cells, grid),
+        *tables.perplexity(records, cells, grid),
         tables.cost(records, cells, grid),
         tables.status(records, cells, grid),
     ]

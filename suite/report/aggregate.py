@@ -23,6 +23,7 @@ CONFIDENCE = 0.95
 T_SEEDS = 30  # Student's t up to so many seeds, the bootstrap above
 RESAMPLES = 10_000
 
+SHOWN_OF_LIST = 4  # a longer list is named by its length and its ends
 # The settings that tell rows apart are named in this order, the ones that differ alone.
 _FIRST = ("model.d_model", "model.num_layers", "train.steps", "train.lr", "train.batch_size")
 
@@ -313,11 +314,17 @@ def _split(groups: Sequence[Group]) -> list[Row]:
         Row(
             task=example.task,
             scale=example.scale,
-            setting=_label(example, shown),
-            task_setting=_label(example, shown_task),
+            setting=setting,
+            task_setting=task_setting,
             groups=by_model,
         )
-        for example, by_model in zip(examples, found.values(), strict=True)
+        for example, by_model, setting, task_setting in zip(
+            examples,
+            found.values(),
+            _labels(examples, shown),
+            _labels(examples, shown_task),
+            strict=True,
+        )
     ]
     order = {
         id(row): [_sort_key(e.settings.get(k)) for k in shown] for row, e in zip(made, examples)
@@ -346,11 +353,20 @@ def _values(group: Group, keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(group.keyed.get(k, "null") for k in keys)
 
 
-def _label(group: Group, keys: Sequence[str]) -> str:
+def _labels(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
+    """What the settings are, long lists by their ends where that still tells the groups apart."""
+    whole, short = ([_label(g, keys, some) for g in groups] for some in (False, True))
+    return short if len(set(short)) == len(set(whole)) else whole
+
+
+def _label(group: Group, keys: Sequence[str], short: bool) -> str:
     texts = []
     for key in keys:
         value = group.settings.get(key)
-        texts.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+        text = value if isinstance(value, str) else json.dumps(value)
+        if short and isinstance(value, list | tuple) and len(value) > SHOWN_OF_LIST:
+            text = f"{len(value)}: {json.dumps(value[0])} to {json.dumps(value[-1])}"
+        texts.append(f"{key}={text}")
     return ", ".join(texts)
 
 

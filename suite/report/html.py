@@ -122,7 +122,8 @@ def _tasks(found: Sequence[Row], tables: Sequence[Table], plots: Sequence[Plot])
             and not p.name.startswith(("verdict-", "figure-"))
             and own.issuperset(p.digests)
         ]
-        others = [t for t in tables if t.name.startswith("variants-") and own.issuperset(t.digests)]
+        kinds = ("variants-", "perplexity-")
+        others = [t for t in tables if t.name.startswith(kinds) and own.issuperset(t.digests)]
         if not pictures and not others:
             continue
         parts.append(

@@ -67,7 +67,7 @@ _PILE = "the Pile, GPT-2 tokens, context 2048, perplexity per token"
 _DNA = "HG38, length 1024, 10K steps of 2^20 tokens, perplexity per base"
 _DNA_LENGTH = "HG38, 6 layers (twice for Mamba), D 128, 20K steps of 2^24 tokens"
 _PIANO = "YouTubeMix, 16 kHz, mu-law, 200K steps, 3.5M parameters"
-_UNET = "SaShiMi U-Net with two poolings, not a plain stack"
+_UNET = "SaShiMi's U-Net with two poolings"
 _INDUCTION_LENGTHS = tuple(2**k for k in range(6, 21))
 
 

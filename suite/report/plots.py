@@ -40,6 +40,7 @@ from seqbench.suite.report.tables import (
     compact,
     metric_label,
     metric_text,
+    perplexity_by_position,
     score_text,
     variant_score,
 )
@@ -62,6 +63,7 @@ MOST_LINES = 12
 MOST_PANELS = 16
 MANY_RECORDS = 1000
 PANELS_OF_MANY = 5
+FAR = 30.0  # times our largest cost: from there on the paper's panel has its own x axis
 WIDTH = 10.0  # inches; at 100 dots per inch what a README shows
 DPI = 100
 
@@ -111,6 +113,8 @@ def draw_all(
             yield curves(panel)
         for key in _variant_keys(panel):
             yield against_variant(panel, key)
+        if any(r.by_position for r in panel.records):
+            yield against_position(panel)
         if len([e for e in panel.entries if e.group.score]) > 1:
             yield against_cost(panel, style)
         if results is not None and (plot := selection(panel, results)) is not None:
@@ -285,6 +289,33 @@ def against_variant(panel: Panel, key: str) -> Plot:
     return page.plot(f"{slug(key)}-{panel.slug}", caption, [r.digest for r in panel.records])
 
 
+def against_position(panel: Panel) -> Plot:
+    """Test perplexity a token against the tokens before it in its sequence: what context is worth.
+
+    A bucket of positions stands at its first; buckets double.
+    """
+    title = f"{panel.title}: perplexity by position"
+    found = [(e, p) for e in panel.shown if (p := perplexity_by_position(e.group))]
+    with _figure(title, 4.2, panel.records, [e.label for e, _ in found]) as page:
+        (axis,) = page.grid(1, 1)
+        starts = sorted({start for _, points in found for start in points})
+        for entry, points in found:
+            xs = [max(float(start), 0.5) for start in points]  # none before: left of 1
+            _line_with_bars(axis, xs, list(points.values()), 1.0, entry.style, entry.label)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([max(n, 0.5) for n in starts], [_binary(n) for n in starts])
+        axis.set_xticks([], minor=True)
+        _log_height(axis)
+        axis.set_xlabel("tokens before it in the sequence, from here to twice as many")
+        axis.set_ylabel("perplexity per token ↓")
+        page.legend(axis)
+    caption = (
+        "exp of the mean test loss of the tokens in each bucket of positions; "
+        f"{_bars_note()}{panel.cut}"
+    )
+    return page.plot(f"position-{panel.slug}", caption, [r.digest for r in panel.records])
+
+
 def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
     """The test headline against training seconds, parameters, FLOPs; with the Pareto front."""
     example = panel.example
@@ -361,8 +392,9 @@ def against_cost(panel: Panel, style: Mapping[str, Style]) -> Plot:
 def against_x(drawn: Drawn) -> Plot:
     """A figure that a grid declares: its lines against a setting or a cost, the paper's beside.
 
-    The paper's series stand hollow and dashed in the same panel, or in one of their own above the
-    same x where they are of another metric or would squeeze ours to a third of the height.
+    The paper's series stand hollow and dashed in the same panel, or in one of their own where they
+    are of another metric or would squeeze ours to a third of the height: above the same x, but for
+    costs that lie far from ours. A figure with power laws is logarithmic in both.
     """
     figure, records = drawn.figure, drawn.records
     style = styles([line.name for line in figure.lines])
@@ -392,12 +424,16 @@ def against_x(drawn: Drawn) -> Plot:
             _paper_line(axis, line, scale, s)
         for line, s in apart:
             _paper_line(axes[1], line, _scale_of(line.metric or figure.metric), s)
-        values = [p.x for c in drawn.curves for p in c.points]
-        values += [x for line, _ in theirs for x, _ in line.points]
+        ours = [p.x for c in drawn.curves for p in c.points]
+        values = [*ours, *(x for line, _ in theirs for x, _ in line.points)]
+        beyond = [x for line, _ in apart for x, _ in line.points]
+        far = bool(beyond) and min(beyond) > FAR * max(ours)
         for panel in axes:
+            if figure.fit:
+                _log_height(panel)
             if figure.x in COSTS:
                 panel.set_xscale("log")
-                _log_ticks(panel, values)
+                _log_ticks(panel, values if not far else ours if panel is axis else beyond)
             elif min(values) > 0:
                 panel.set_xscale("log", base=2)
                 _ticks(panel, _apart(values))
@@ -601,7 +637,6 @@ def _spectrogram(name: str, said: Mapping[str, Any], record: Record) -> Plot:
             [_band(hertz, bands, said["rate"]) for hertz in ticks], [f"{h:g} Hz" for h in ticks]
         )
         axis.set_xlabel("seconds")
-        axis.set_ylabel("mel bands")
         axis.grid(visible=False)
         if prompt:
             axis.axvline(prompt, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
@@ -958,6 +993,24 @@ def _line_with_bars(
         elinewidth=1.1,
         label=label,
     )
+
+
+def _log_height(axis: Axes) -> None:
+    """A logarithmic y axis with round ticks, of one that has its limits."""
+    low, high = axis.get_ylim()
+    lines: Any = axis.get_lines()  # whose data has no better type
+    drawn = [float(y) for line in lines for y in line.get_ydata()]
+    low = max(low, min(y for y in drawn if y > 0) / 1.1)
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    fine = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3.2, 3.6, 4, 5, 6, 7, 8, 9)
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), fine):
+        ticks = [m * 10.0**e for e in range(-6, 9) for m in steps]
+        shown = [t for t in ticks if low <= t <= high]
+        if len(shown) >= 4:
+            break
+    axis.set_yticks(shown, [f"{t:g}" for t in shown])
+    axis.set_yticks([], minor=True)
 
 
 def _paper_line(axis: Axes, line: PaperLine, scale: float, s: Style) -> None:

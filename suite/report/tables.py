@@ -26,6 +26,7 @@ from seqbench.suite.report.aggregate import (
     models_of,
     rows,
     scale_notes,
+    slug,
 )
 
 if TYPE_CHECKING:
@@ -175,6 +176,96 @@ def by_variant(
             )
         )
     return made
+
+
+def perplexity(
+    records: Sequence[Record], cells: Sequence[Cell] | None = None, grid: str | None = None
+) -> list[Table]:
+    """Where the headline counts bits: beside it perplexity a token, in all and by position."""
+    together: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows(records, cells):
+        together.setdefault((row.task, row.scale, row.task_setting), []).append(row)
+    made = []
+    for (task, scale, setting), of_task in together.items():
+        example = next((row.example for row in of_task if row.example is not None), None)
+        if example is None or not example.headline.startswith("bits_per_"):
+            continue
+        groups = [(row, g) for row in of_task for g in row.groups.values() if g.score is not None]
+        settings = len({row.setting for row, _ in groups}) > 1
+        by_position = [perplexity_by_position(group) for _, group in groups]
+        starts = sorted({start for points in by_position for start in points})
+        lines, tidy = [], []
+        for (row, group), points in zip(groups, by_position, strict=True):
+            whole = estimate([r.test["perplexity"] for r in group.done if "perplexity" in r.test])
+            lines.append(
+                (
+                    Entry(text=group.model),
+                    *([Entry(text=row.setting)] if settings else []),
+                    _estimated(group.score, example.headline),
+                    _estimated(whole, "perplexity"),
+                    *(_estimated(points.get(start), "perplexity") for start in starts),
+                )
+            )
+            everywhere: list[tuple[int | str, Estimate | None]] = [("", whole), *points.items()]
+            tidy += [
+                {
+                    **_identity(row, group),
+                    "position": at,
+                    "metric": "perplexity",
+                    **_tidy_estimate(value),
+                    "digests": " ".join(_digests(group.records)),
+                }
+                for at, value in everywhere
+            ]
+        of = [r for row in of_task for r in row.records]
+        made.append(
+            Table(
+                name=f"perplexity-{slug(task, scale, setting)}",
+                title=f"{task}{f' ({setting})' if setting else ''}: perplexity per token ↓",
+                columns=(
+                    Column(heading="model"),
+                    *([Column(heading="setting")] if settings else []),
+                    Column(
+                        heading=metric_label(example.headline, example.higher_is_better),
+                        numeric=True,
+                    ),
+                    Column(heading="perplexity ↓", numeric=True),
+                    *(Column(heading=f"from {start}", numeric=True) for start in starts),
+                ),
+                rows=tuple(lines),
+                notes=(
+                    *scale_notes(of),
+                    "Perplexity is exp of the loss per token, of whatever the task's tokens are; "
+                    "bits are per unit of the data, and compare between tokenisers.",
+                    *(
+                        ["From n: of tokens with n to 2n - 1 tokens before them in their sequence."]
+                        if starts
+                        else []
+                    ),
+                    *_legend(of_task, bold=False),
+                    provenance(of),
+                ),
+                digests=_digests(of),
+                tidy=tuple(tidy),
+            )
+        )
+    return made
+
+
+def perplexity_by_position(group: Group) -> dict[int, Estimate]:
+    """First position of a bucket -> test perplexity of its tokens, over the seeds that have it."""
+    starts = sorted({int(start) for r in group.done for start in r.by_position})
+    found = {
+        start: estimate(
+            [
+                math.exp(min(r.by_position[str(start)], 700.0))
+                for r in group.done
+                if str(start) in r.by_position
+            ]
+        )
+        for start in starts
+    }
+    return {start: value for start, value in found.items() if value is not None}
 
 
 def cost(
@@ -334,7 +425,8 @@ def compact(value: float) -> str:
     """1234567 -> 1.23M, at most three digits."""
     if not math.isfinite(value):
         return str(value)
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+    units = (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
+    for unit, size in units:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"

@@ -96,7 +96,9 @@ def _model(name: str, **options: Any) -> Any:
     return build_model(name, vocab_size=5, d_model=WIDTH, num_layers=2, **options)
 
 
-def _losses(model: Any, segment: int, gradients: Any) -> tuple[Tensor, list[Tensor]]:
+def _losses(
+    model: Any, segment: int, gradients: Any, **by_position: Tensor
+) -> tuple[Tensor, list[Tensor]]:
     """Of random tokens and answers, and the gradients of the parameters."""
     generator = torch.Generator().manual_seed(1)
     tokens, answers = torch.randint(0, 5, (2, 2, LENGTH), generator=generator)
@@ -107,9 +109,11 @@ def _losses(model: Any, segment: int, gradients: Any) -> tuple[Tensor, list[Tens
         )
 
     if gradients == "whole":
-        loss = loss_of(model(tokens), slice(0, LENGTH))
+        loss = loss_of(model(tokens, **by_position), slice(0, LENGTH))
     else:
-        loss = segmented_loss(model, loss_of, tokens, segment=segment, gradients=gradients)
+        loss = segmented_loss(
+            model, loss_of, tokens, segment=segment, gradients=gradients, **by_position
+        )
     # As the loss scaling of half precision does: what comes from above is not 1.
     return loss, list(torch.autograd.grad(3 * loss, list(model.parameters())))
 
@@ -127,6 +131,20 @@ def test_a_whole_models_gradients_are_those_of_the_whole_sequence(name: str, seg
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * max(1.0, scale))
 
 
+@pytest.mark.parametrize("gradients", ["exact", "truncated"])
+def test_packed_documents_stay_apart_in_pieces(gradients: Any) -> None:
+    """Where every piece begins a document, gradients cut between pieces are exact too."""
+    model = _model("mamba")
+    reset = torch.zeros(2, LENGTH, dtype=torch.bool)
+    reset[:, ::10] = True
+    whole, expected = _losses(model, LENGTH, "whole", reset=reset)
+    loss, found = _losses(model, 10, gradients, reset=reset)
+    assert (whole - _losses(model, LENGTH, "whole")[0]).abs() > 1e-3
+    torch.testing.assert_close(loss, whole)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_a_complex_state_and_positions_are_carried_too() -> None:
     model = _model("mamba", init="complex", positions="sinusoidal")
     _, expected = _losses(model, LENGTH, "whole")
@@ -134,22 +152,24 @@ def test_a_complex_state_and_positions_are_carried_too() -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_truncated_gradients_stop_between_pieces() -> None:
+@pytest.mark.parametrize("name", ["mamba", "lstm", "h3"])
+def test_truncated_gradients_stop_between_pieces(name: str) -> None:
     """Of pieces that begin from the carried state as from a constant; the loss stays the same."""
-    model = _model("mamba")
+    model = _model(name)
     wanted, whole = _losses(model, LENGTH, "whole")
-    loss, found = _losses(model, 20, "truncated")
+    loss, found = _losses(model, 10, "truncated")
     torch.testing.assert_close(loss, wanted)
     assert any((a - b).abs().max() > 1e-3 * b.abs().max() for a, b in zip(found, whole))
 
     generator = torch.Generator().manual_seed(1)
     tokens, answers = torch.randint(0, 5, (2, 2, LENGTH), generator=generator)
-    model.zero_grad()
-    for first in range(0, LENGTH, 20):
-        with torch.no_grad():
-            state = model(tokens[:, :first], model.initial_state(2))[1]
-        logits, _ = model(tokens[:, first : first + 20], state)
-        piece = answers[:, first : first + 20].flatten()
+    for first in range(0, LENGTH, 10):
+        state = model.initial_state(2)
+        if first:
+            with torch.no_grad():
+                state = model(tokens[:, :first], state)[1]
+        logits, _ = model(tokens[:, first : first + 10], state)
+        piece = answers[:, first : first + 10].flatten()
         (3 * F.cross_entropy(logits.flatten(0, 1), piece, reduction="sum")).backward()
     for one, parameter in zip(found, model.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-4)

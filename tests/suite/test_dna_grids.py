@@ -110,3 +110,6 @@ def test_all_of_chromosome_20_is_trained_on_and_tested(scale: str) -> None:
     train, length = cell.train, cell.task_config["length"]
     # A tenth of it is test.
     assert train.test_batches * train.batch_size * length > 6_302_552
+    rows = grid_module("dna-chr20").expected(scale)
+    assert [row.name for row in rows] == [f"mamba below order-{k}" for k in range(1, 9)]
+    assert all(row.request in grid_module("dna-chr20").requests(scale) for row in rows)

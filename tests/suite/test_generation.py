@@ -101,12 +101,12 @@ def test_sound_goes_on_at_the_level_and_spectrum_of_its_prompt(
     made = generate(
         digest["piano"],
         results,
-        length=RATE // 4,
+        length=2400,
         prompt=str(tmp_path / "prompt.wav"),
         out=tmp_path / "on.wav",
     )
     written, rate = soundfile.read(tmp_path / "on.wav")
-    assert rate == RATE and len(written) == RATE // 2 + RATE // 4
+    assert rate == RATE and len(written) == RATE // 2 + 2400
     assert np.abs(written[: RATE // 2] - given).max() < 0.03  # the prompt, through its codes
     new = written[RATE // 2 :]
     assert abs(level(new) - level(given)) < 12
@@ -117,18 +117,18 @@ def test_sound_goes_on_at_the_level_and_spectrum_of_its_prompt(
     torch.manual_seed(0)
     untrained = build_model("mamba", vocab_size=256, **cells()["piano"].model_config)
     tokens = stream(untrained, made.codes[: RATE // 2], Sampling())
-    noise = Piano.decode(torch.tensor([next(tokens) for _ in range(2000)])).numpy()
+    noise = Piano.decode(torch.tensor([next(tokens) for _ in range(1000)])).numpy()
     assert low_share(noise) < 0.5  # what the training changed
 
 
 def test_sound_from_nothing_is_kept_with_its_spectrogram_for_the_report(
     results: Path, digest: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    arguments = ["generate", digest["piano"][:8], "--results", str(results), "--length", "3000"]
+    arguments = ["generate", digest["piano"][:8], "--results", str(results), "--length", "1200"]
     assert run(*arguments, "--json", monkeypatch=monkeypatch) == 0
     said = json.loads(capsys.readouterr().out)
     wave, rate = soundfile.read(said["out"])
-    assert (len(wave), rate) == (3000, 16_000) and said["new_tokens"] == said["samples"] == 3000
+    assert (len(wave), rate) == (1200, 16_000) and said["new_tokens"] == said["samples"] == 1200
     assert said["digest"] == digest["piano"] and said["task"] == "piano"
     kept = json.loads(Path(said["out"]).with_suffix(".json").read_text())
     assert {len(frame) for frame in kept["mel"]} == {80} and 0 >= max(kept["mel"][0]) >= -80
@@ -204,16 +204,16 @@ def test_temperature_top_k_and_top_p_shape_the_draws() -> None:
     def drawn(**how: Any) -> list[float]:
         generator = torch.Generator().manual_seed(0)
         counts = np.bincount(
-            [draw(logits, Sampling(**how), generator) for _ in range(4000)], minlength=4
+            [draw(logits, Sampling(**how), generator) for _ in range(2000)], minlength=4
         )
-        return [float(c) / 4000 for c in counts]
+        return [float(c) / 2000 for c in counts]
 
-    assert drawn() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
-    assert drawn(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
-    assert drawn(top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert drawn() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.04)
+    assert drawn(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=0.04)
+    assert drawn(top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.04)
     assert drawn(top_p=1e-9) == drawn(temperature=0) == [1, 0, 0, 0]
     squares = np.array([0.25, 0.09, 0.0225, 0.0025])
-    assert drawn(temperature=0.5) == pytest.approx(list(squares / squares.sum()), abs=0.03)
+    assert drawn(temperature=0.5) == pytest.approx(list(squares / squares.sum()), abs=0.04)
 
 
 def test_a_spectrogram_shows_a_tone_where_it_is() -> None:

@@ -119,6 +119,6 @@ def test_the_law_is_found_with_its_uncertainty_and_the_paper_stands_apart(tmp_pa
     assert theirs["Mamba"].beside == "mamba" and theirs["Mamba"].metric == "perplexity"
     paths = write_report(tmp_path, grid="scaling", cells=[r.cell for r in records])
     names = {p.name for p in paths.plots}
-    assert {"figure-scaling-train-flops-cpu.png", "figure-scaling-parameters-cpu.png"} <= names
-    table = (tmp_path / "tables" / "figure-scaling-train-flops-cpu.md").read_text()
+    assert {"figure-scaling-cpu.png", "figure-scaling-size-cpu.png"} <= names
+    table = (tmp_path / "tables" / "figure-scaling-cpu.md").read_text()
     assert "mamba: 0.100 ± 0.00" in table and "paper: Mamba" in table

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,6 +142,8 @@ def _written(path: Path, content: bytes) -> Path:
         (lambda d: _written(d / "e.txt", b""), "the file is empty"),
         (lambda d: _written(d / "s.txt", b"x" * 300), "validation split has 15 bytes"),
         (lambda d: _written(d / "g.txt", gzip.compress(b"text" * 500)), "this is a gzip file"),
+        (lambda d: _written(d / "t.gz", gzip.compress(b"text" * 500)[:60]), "this is a gzip file"),
+        (lambda d: _written(d / "t.jsonl", gzip.compress(b"{}" * 9)[:20]), "this is a gzip file"),
         (lambda d: d, "0 .txt files"),
     ],
 )
@@ -225,6 +228,9 @@ def test_lines_of_json_are_documents(tmp_path: Path) -> None:
         ('{"text": "a"}\n{"text": 3}\n{"text": "b"}\n', {}, "line 2: no JSON object with a text"),
         ('{"text": "a"}\n' * 3, {"field": "body"}, "'body'; name the field with --set task.field"),
         ('{"text": "a"}\nnot json\n{"text": "b"}\n', {}, "line 2"),
+        ('{"text": "a"}\n{"text": "b"}\n{"text": "cut o', {}, "line 3: no JSON object"),
+        ('{"text": "a"}\n["b"]\n{"text": "c"}\n', {}, "line 2: no JSON object"),
+        ("[" * 100_000 + "\n1\n2\n", {}, "line 1: no JSON object"),
     ],
 )
 def test_bad_lines_of_json_are_one_line(
@@ -301,3 +307,104 @@ def test_a_single_file_has_no_documents_to_keep_apart(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="a single file is one document") as error:
         _task(tmp_path / "a.txt", packing="reset")
     assert "\n" not in str(error.value)
+
+
+def test_half_a_surrogate_in_json_is_replaced(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "\ud800 half" + "x" * 99}) for _ in range(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert b"? half" in _text(_task(tmp_path / "a.jsonl"), "train")
+
+
+def _tokenizer(path: Path, vocab: dict[str, int]) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel(vocab, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(path))
+    return path
+
+
+def test_a_tokenizer_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(PAGES))
+    vocab = {"?": 0, "</s>": 1, "Page": 2, "many": 3, "words": 4}
+    file = _tokenizer(tmp_path / "t.json", vocab)
+    task = _task(tmp_path / "a.txt", tokenizer=str(file))
+    assert task.vocab_size == 5 and set(task.batch("train", 0, 8).inputs.unique().tolist()) <= {
+        *range(5)
+    }
+    words = vocabulary(str(file))
+    assert words.encode(b"Page many words", "").tolist() == [2, 3, 4] and words.end == 1
+    before = task.fingerprint()
+    vocabulary.cache_clear()
+    corpora._of_file.cache_clear()
+    _tokenizer(file, {**vocab, "many": 4, "words": 3})  # another tokenizer at the same place
+    assert _task(tmp_path / "a.txt", tokenizer=str(file)).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("{", "cannot be read"),
+        ('{"version": "1.0"}', "cannot be read"),
+        ({"?": 0, "a": 1}, "none of its 2 tokens ends a document"),
+        ({"?": 0, "</s>": 90_000}, "2 tokens with numbers up to 90000: its vocabulary has another"),
+    ],
+)
+def test_a_wrong_tokenizer_is_one_line(tmp_path: Path, content: Any, said: str) -> None:
+    (tmp_path / "a.txt").write_text("".join(PAGES))
+    file = tmp_path / "t.json"
+    if isinstance(content, dict):
+        _tokenizer(file, content)
+    elif content is not None:
+        file.write_text(content)
+    with pytest.raises(TaskError) as error:
+        _task(tmp_path / "a.txt", tokenizer=str(file))
+    assert said in str(error.value) and str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_tokenizer_lists_what_is_valid(tmp_path: Path) -> None:
+    with pytest.raises(
+        TaskError, match=r"'gpt4': no such tokenizer; give bytes, gpt2, or the path"
+    ):
+        _task(tokenizer="gpt4")
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_the_library_itself_streams_a_local_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "library"))
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    for split, pages in (("train", PAGES), ("validation", PAGES[:5])):
+        lines = (json.dumps({"text": page}) for page in pages)
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    task = _task(hub=f"{folder}::30")
+    assert _text(task, "validation") == b"".join(p.encode() + b"\0" for p in PAGES[:5])
+    held_out = [page for i, page in enumerate(PAGES[:30]) if i % 10 == 9]
+    assert _text(task, "test") == b"".join(page.encode() + b"\0" for page in held_out)
+
+
+def test_a_large_text_is_read_in_pieces_of_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "PIECE", 64)
+    released = []
+    monkeypatch.setattr(corpora, "_release", lambda text: released.append(len(text)))
+    (tmp_path / "a.txt").write_text("".join(PAGES))
+    seen = []
+    words = vocabulary("gpt2")
+    encode = words.encode
+    monkeypatch.setattr(
+        corpora,
+        "vocabulary",
+        lambda name: replace(words, encode=lambda t, w: (seen.append(len(t)), encode(t, w))[1]),
+    )
+    task = _task(tmp_path / "a.txt", length=40, tokenizer="gpt2")
+    assert max(seen) <= 64 + 3 and sum(seen) == sum(len(p.encode()) for p in PAGES)
+    assert len(released) > len(seen)
+    task.batch("train", 0, 2)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from seqbench.tasks import piano
 from seqbench.tasks.base import SPLITS, TaskError
-from seqbench.tasks.fetch import registry
+from seqbench.tasks.fetch import fetch, registry
 from seqbench.tasks.piano import RATE, Piano, PianoConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,6 +192,36 @@ def test_youtubemix_splits_as_in_s4() -> None:
 def test_every_split_has_a_file(count: int) -> None:
     validation, test = piano._split_points(count)
     assert 0 < validation < test < count
+
+
+def test_youtubemix_is_read_from_its_archive(folder: Path) -> None:
+    for i in range(17):
+        soundfile.write(folder / f"out{i}.wav", noise(600, i), RATE)
+    archive = folder.parent / "youtube_mix.zip"
+    with zipfile.ZipFile(archive, "w") as made:
+        for file in folder.iterdir():
+            made.write(file, f"youtube_mix/{file.name}")
+    fetch("youtubemix", path=archive)  # as downloaded: seqbench data fetch youtubemix --path FILE
+    task = Piano(PianoConfig(dataset="youtubemix", length=256, normalization="min-max"))
+    task.prepare()
+    names = {split: [c.name for c in task._clips if c.split == split] for split in SPLITS}
+    assert [len(names[split]) for split in SPLITS] == [14, 1, 2]
+    assert names["validation"] == ["youtube_mix/out14.wav"]
+
+
+def test_maestro_is_read_from_its_folder(folder: Path) -> None:
+    whole = folder / "maestro-v3.0.0"
+    (whole / "2018").mkdir(parents=True)
+    lines = [f"{split},2018/{split}.wav" for split in SPLITS]
+    (whole / "maestro-v3.0.0.csv").write_text("\n".join(["split,audio_filename", *lines]))
+    for i, split in enumerate(SPLITS):
+        soundfile.write(whole / "2018" / f"{split}.wav", noise(44_100, i), 44_100)
+    fetch("maestro-v3", path=folder)
+    task = Piano(PianoConfig(dataset="maestro-v3", length=1000))
+    task.prepare()
+    assert {c.name: (c.split, c.length) for c in task._clips} == {
+        f"2018/{split}.wav": (split, RATE) for split in SPLITS
+    }
 
 
 def test_files_sort_by_their_numbers(folder: Path) -> None:

@@ -8,7 +8,7 @@
 #include "../../csrc/parallel.h"
 #include "../../csrc/simd.h"
 
-constexpr int64_t CHUNK = 32;  // cpu.py has it too
+constexpr int64_t CHUNK = 64;  // cpu.py has it too
 constexpr int64_t MAX_STATE = 256;
 
 template <class T>
@@ -31,24 +31,28 @@ struct Arguments {
 };
 
 // How the work is shared: blocks of 16 channels in groups, groups in parts (tasks), chunks in segments.
+// Groups and parts are powers of two, so that a sum over the groups as a binary tree is the same
+// whatever the parts: each has a whole branch.
 struct Shape {
   int64_t blocks, chunks, groups, segment, parts;
-  // `summed`: a group's sums of dB and dC go through memory even where it is the only one.
+  // `by_group`: there is a partial sum of dB and dC for every group, else for every part.
   template <class T>
-  Shape(const Arguments<T>& a, bool summed) {
+  Shape(const Arguments<T>& a, bool by_group) {
     blocks = (a.width + BLOCK - 1) / BLOCK;
     chunks = (a.length + CHUNK - 1) / CHUNK;
-    // Enough groups to share among many cores, and no more: each adds a partial sum of dB and dC.
+    // Enough groups to share among many cores, and no more.
     constexpr int64_t GROUPS = 32, PARTIAL_NUMBERS = 1 << 20;
-    groups = (GROUPS + a.batch - 1) / a.batch;
-    groups = groups < blocks ? groups : blocks;
-    // Backward goes segment by segment so that the partial sums stay in the cache.
-    segment = PARTIAL_NUMBERS / (a.batch * groups * 2 * (1 + a.complex) * a.state) / CHUNK;
-    segment = groups == 1 && !summed ? chunks : segment < 1 ? 1 : segment;
-    segment = segment < chunks ? segment : chunks;
+    groups = 1;
+    while (groups * a.batch < GROUPS && 2 * groups <= blocks) groups *= 2;
     // A task takes as many groups as the threads leave it: neighbours share pages and lines.
-    parts = a.team.threads > 1 ? (2 * a.team.threads + a.batch - 1) / a.batch : 1;
-    parts = parts < groups ? parts : groups;
+    const int64_t threads = a.team.threads;
+    parts = 1;
+    while (parts < groups && parts * a.batch < 2 * threads && parts * a.batch % threads) parts *= 2;
+    // Backward goes segment by segment so that the partial sums stay in the cache.
+    const int64_t partials = by_group ? groups : parts;
+    segment = PARTIAL_NUMBERS / (a.batch * partials * 2 * (1 + a.complex) * a.state) / CHUNK;
+    segment = partials == 1 && !by_group ? chunks : segment < 1 ? 1 : segment;
+    segment = segment < chunks ? segment : chunks;
   }
   int64_t first_block(int64_t group) const { return blocks * group / groups; }
   int64_t first_group(int64_t part) const { return groups * part / parts; }

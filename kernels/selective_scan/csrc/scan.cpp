@@ -7,7 +7,8 @@
 //
 // Nothing depends on the number of threads: groups, segments and the order of every sum follow from
 // the shape. B_t and C_t are shared by all channels, so their gradients are sums over the lanes of a
-// vector, over the blocks of a group, and, through `partials`, over the groups in order.
+// vector, over the blocks of a group, and over the groups as a binary tree: a task adds its own, and
+// what several tasks have of a chunk is added after them, from `partials`.
 
 #include "../../csrc/parallel.h"
 #include "../../csrc/simd.h"
@@ -38,8 +39,10 @@ struct Workspace {
   float* steepest;              // (blocks): the largest |A|, in the same units
   float *carry, *dA, *dB, *dC;  // (batch, blocks, state, 16)
   float *dD, *dbias;            // (batch, blocks, 16)
-  float* partials;              // (batch, groups, segment, CHUNK, 2 state)
+  float* partials;              // (batch, parts, segment, CHUNK, 2 state)
+  float* branches;              // (batch, parts, MOST_BRANCHES, CHUNK, 2 state)
   int64_t size = 0;
+  static constexpr int64_t MOST_BRANCHES = 6;  // of a tree of 32 groups, while it is added up
   Workspace(const ScanArgs& a, const Shape& s, bool backward) {
     const int64_t parameters = s.blocks * a.state * BLOCK, sums = backward ? a.batch : 0;
     A = take(a, parameters);
@@ -52,10 +55,12 @@ struct Workspace {
     dC = take(a, a.constant_C ? sums * parameters : 0);
     dD = take(a, sums * s.blocks * BLOCK);
     dbias = take(a, sums * s.blocks * BLOCK);
-    partials = take(a, s.groups > 1 ? sums * s.groups * s.segment * CHUNK * 2 * a.state : 0);
+    const int64_t tasks = sums * s.parts, chunk = CHUNK * 2 * a.state;
+    partials = take(a, s.parts > 1 ? tasks * s.segment * chunk : 0);
+    branches = take(a, tasks * MOST_BRANCHES * chunk);
   }
-  float* partial(const ScanArgs& a, const Shape& s, int64_t b, int64_t group, int64_t i) const {
-    return partials + ((b * s.groups + group) * s.segment + i) * CHUNK * 2 * a.state;
+  float* partial(const ScanArgs& a, const Shape& s, int64_t b, int64_t part, int64_t i) const {
+    return partials + ((b * s.parts + part) * s.segment + i) * CHUNK * 2 * a.state;
   }
   float* take(const ScanArgs& a, int64_t floats) {
     float* p = a.workspace + size;
@@ -136,14 +141,43 @@ INLINE void for_states(int64_t state, const F& f) {
   if (n < state) f(Count<1>(), n);
 }
 
-struct Place {
-  int64_t t, d;
+// Lines of memory to fetch, step by step while a pass over some states computes: a processor waits
+// once a few tens of misses are under way, so that asking for all at once would stall it.
+struct Lines {
+  struct Line {
+    const char* at;
+    int64_t stride;
+  };
+  const Line *begin, *end;
+  void fetch(int64_t t) const {
+    for (const Line* line = begin; line < end; line++)
+      __builtin_prefetch(line->at + t * line->stride);
+  }
 };
+// The rows of a block's chunk that will be read, or written, in full; a wrong guess costs nothing.
+struct Ahead {
+  Lines::Line lines[7];
+  int64_t count = 0;
+  void add(const Rows& x, int64_t b, int64_t t, int64_t d) {
+    if (!x.data) return;
+    const int64_t size = x.dtype == FLOAT32 ? 4 : 2;
+    const int64_t at = b * x.batch_stride + t * x.time_stride + d;
+    lines[count++] = {x.data + at * size, x.time_stride * size};
+  }
+  // What falls to the next of `passes` passes.
+  Lines share(int64_t passes) {
+    const int64_t first = count * pass / passes, last = count * (pass + 1) / passes;
+    pass++;
+    return {lines + first, lines + last};
+  }
 
-// The rows of a block's chunk, which the recurrence of the one before leaves time to fetch.
-INLINE void prefetch(const ScanArgs& a, const Rows& x, int64_t b, Place at) {
-  if (at.t < 0) return;
-  prefetch_rows<false>(x, b, at.t, a.length - at.t < CHUNK ? a.length - at.t : CHUNK, at.d);
+ private:
+  int64_t pass = 0;
+};
+// How often `for_states` calls its function, for every vector of a block.
+template <int MOST>
+int64_t passes_of(int64_t state) {
+  return (state / MOST + __builtin_popcountll(state % MOST)) * V;
 }
 
 // A chunk of one block of channels in memory, where the block is whole; else a copy in `staging`.
@@ -187,13 +221,14 @@ INLINE void for_vectors(int64_t steps, const F& f) {
 
 // h and y of a span for K states and one vector of channels; the rows are 16 floats apart.
 template <int K, bool SB, bool SC, bool WITHIN>
-static void recur(const Span& span, const float* delta, const float* x, float* y, const float* A,
-                  Projection B, Projection C, float* state) {
+static void recur(const Span& span, const Lines& lines, const float* delta, const float* x,
+                  float* y, const float* A, Projection B, Projection C, float* state) {
   vf h[K];
   for (int k = 0; k < K; k++) h[k] = span.reset ? splat(0.0f) : load(state + k * BLOCK);
   for (int64_t t = span.start; t < span.end; t++) {
     const vf dt = load(delta + t * BLOCK), xt = load(x + t * BLOCK);
     vf sum = load(y + t * BLOCK), decay[K];
+    lines.fetch(t);
     for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
     exp2s<K, WITHIN>(decay);
     for (int k = 0; k < K; k++) {
@@ -279,9 +314,12 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
           });
       const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
 
-      const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t + CHUNK, first * BLOCK};
-      for (const Rows* x : {&a.delta, &a.u, &a.z}) prefetch(a, *x, b, next);
-      prefetch_rows<true>(a.y, b, t, steps, d);
+      Ahead ahead;
+      ahead.add(a.y, b, t, d);
+      const bool goes_on = block + 1 < last;
+      if (goes_on || t + CHUNK < a.length)
+        for (const Rows* x : {&a.delta, &a.u, &a.z})
+          ahead.add(*x, b, goes_on ? t : t + CHUNK, goes_on ? d + BLOCK : first * BLOCK);
 
       const float* before = checkpoints + (chunk * shape.blocks + block) * row_size;
       const bool ends = chunk + 1 == shape.chunks;
@@ -289,13 +327,15 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
       memcpy(after, before, row_size * sizeof(float));
       for_states<FWD_STATES>(N, [&](auto k, int64_t n) {
         constexpr int K = decltype(k)::value;
-        for (int lane = 0; lane < BLOCK; lane += W)
+        for (int lane = 0; lane < BLOCK; lane += W) {
+          const Lines lines = ahead.share(passes_of<FWD_STATES>(N));
           for (int64_t s = 0; s < count; s++)
             (within ? recur<K, SB, SC, true> : recur<K, SB, SC, false>)(
-                spans[s], delta + lane, u + lane, y + lane,
+                spans[s], lines, delta + lane, u + lane, y + lane,
                 w.A + block * row_size + n * BLOCK + lane,
                 at<SB>(B, w.B + block * row_size, n, lane),
                 at<SC>(C, w.C + block * row_size, n, lane), after + n * BLOCK + lane);
+        }
       });
       if (ends) write_state(a, state, b, block, a.final_state);
 
@@ -310,14 +350,17 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
 
 // ---- Backward
 
-// A chunk of one block: rows of 16 channels.
-struct Rows16 {
+// A chunk of one block, one vector of channels after the other, so that a pass over one of them finds
+// its steps side by side.
+struct Columns {
   alignas(64) float delta[CHUNK * BLOCK], x[CHUNK * BLOCK];   // Δ and Δ u
   alignas(64) float u[CHUNK * BLOCK], slope[CHUNK * BLOCK];   // slope: dΔ / d(delta)
   alignas(64) float dy[CHUNK * BLOCK], dgate[CHUNK * BLOCK];  // dy: before the gate; dz = dgate y
   alignas(64) float y[CHUNK * BLOCK];                         // before the gate
   alignas(64) float ddelta[CHUNK * BLOCK], dx[CHUNK * BLOCK];
 };
+// Where vector j from step t on lies, counted as in `for_vectors`.
+INLINE int64_t column(int64_t t, int j) { return (j % V * CHUNK + t + j / V) * W; }
 
 // What one pass over K states and W channels keeps: decay exp(Δ A) and the state before each step.
 struct Tape {
@@ -326,14 +369,15 @@ struct Tape {
 };
 
 template <int K, bool SB, bool SC, bool GATED, bool WITHIN>
-static void replay(const Span& span, Rows16& r, int lane, const float* A, Projection B,
-                   Projection C, Tape& tape) {
+static void replay(const Span& span, const Lines& lines, Columns& r, int lane, const float* A,
+                   Projection B, Projection C, Tape& tape) {
   vf h[K];
   for (int k = 0; k < K; k++)
     h[k] = span.reset ? splat(0.0f) : load(tape.state + (span.start * K + k) * W);
   for (int64_t t = span.start; t < span.end; t++) {
-    const vf dt = load(r.delta + t * BLOCK + lane), xt = load(r.x + t * BLOCK + lane);
-    vf sum = GATED ? load(r.y + t * BLOCK + lane) : dt, decay[K];
+    const vf dt = load(r.delta + column(t, lane / W)), xt = load(r.x + column(t, lane / W));
+    vf sum = GATED ? load(r.y + column(t, lane / W)) : dt, decay[K];
+    lines.fetch(t);
     for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
     exp2s<K, WITHIN>(decay);
     for (int k = 0; k < K; k++) {
@@ -342,7 +386,7 @@ static void replay(const Span& span, Rows16& r, int lane, const float* A, Projec
       store(tape.state + ((t + 1) * K + k) * W, h[k]);
       if (GATED) sum += projection<SC>(C, t, k) * h[k];
     }
-    if (GATED) store(r.y + t * BLOCK + lane, sum);
+    if (GATED) store(r.y + column(t, lane / W), sum);
   }
 }
 
@@ -360,7 +404,7 @@ INLINE void add_lane_sums(const vf* p, float* out) {
 
 // sums: per step, dB of the K states, then dC, `stride` floats apart.
 template <int K, bool SB, bool SC>
-static void reverse(const Span& span, Rows16& r, int lane, bool first, const float* A, Projection B,
+static void reverse(const Span& span, Columns& r, int lane, bool first, const float* A, Projection B,
                     Projection C, const Tape& tape, float* carry, float* dA, float* dB, float* dC,
                     float* sums, int64_t stride) {
   static const float zeros[K * W] = {};
@@ -372,10 +416,10 @@ static void reverse(const Span& span, Rows16& r, int lane, bool first, const flo
     if (!SC) dc[k] = load(dC + k * BLOCK);
   }
   for (int64_t t = span.end - 1; t >= span.start; t--) {
-    const vf dt = load(r.delta + t * BLOCK + lane), xt = load(r.x + t * BLOCK + lane);
-    const vf dy = load(r.dy + t * BLOCK + lane);
-    vf ddt = first ? splat(0.0f) : load(r.ddelta + t * BLOCK + lane);
-    vf dx = first ? splat(0.0f) : load(r.dx + t * BLOCK + lane);
+    const vf dt = load(r.delta + column(t, lane / W)), xt = load(r.x + column(t, lane / W));
+    const vf dy = load(r.dy + column(t, lane / W));
+    vf ddt = first ? splat(0.0f) : load(r.ddelta + column(t, lane / W));
+    vf dx = first ? splat(0.0f) : load(r.dx + column(t, lane / W));
     const float* before = span.reset && t == span.start ? zeros : tape.state + t * K * W;
     const float* after = tape.state + (t + 1) * K * W;
     const float* decay = tape.decay + t * K * W;
@@ -398,8 +442,8 @@ static void reverse(const Span& span, Rows16& r, int lane, bool first, const flo
       da[k] += q * dt;
       ddt += q * load(A + k * BLOCK);
     }
-    store(r.ddelta + t * BLOCK + lane, ddt);
-    store(r.dx + t * BLOCK + lane, dx);
+    store(r.ddelta + column(t, lane / W), ddt);
+    store(r.dx + column(t, lane / W), dx);
     if constexpr (SB && SC)
       add_lane_sums<2 * K>(products, sums + t * stride);
     else if constexpr (SB)
@@ -415,27 +459,35 @@ static void reverse(const Span& span, Rows16& r, int lane, bool first, const flo
   }
 }
 
+void add(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i++) to[i] += from[i];
+}
+
 // The sums as `reverse` leaves them to a row of dB and one of dC for every step.
 void write_sums(const ScanArgs& a, const float* sums, int64_t b, int64_t t, int64_t steps) {
-  alignas(64) float dB[CHUNK * MAX_STATE + W], dC[CHUNK * MAX_STATE + W];
+  constexpr int64_t AT_ONCE = 16;  // threads other than the first may have small stacks
+  alignas(64) float dB[AT_ONCE * MAX_STATE + W], dC[AT_ONCE * MAX_STATE + W];
   const int64_t N = a.state;
-  for (int64_t i = 0; i < steps; i++)
-    for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
-      constexpr int K = decltype(k)::value;
-      memcpy(dB + i * N + n, sums + (i * N + n) * 2, K * sizeof(float));
-      memcpy(dC + i * N + n, sums + (i * N + n) * 2 + K, K * sizeof(float));
-    });
-  if (a.dB.data) write_rows(a.dB, b, t, steps, 0, N, dB, N);
-  if (a.dC.data) write_rows(a.dC, b, t, steps, 0, N, dC, N);
+  for (int64_t done = 0; done < steps; done += AT_ONCE) {
+    const int64_t some = steps - done < AT_ONCE ? steps - done : AT_ONCE;
+    for (int64_t i = 0; i < some; i++)
+      for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
+        constexpr int K = decltype(k)::value;
+        const float* from = sums + ((done + i) * N + n) * 2;
+        memcpy(dB + i * N + n, from, K * sizeof(float));
+        memcpy(dC + i * N + n, from + K, K * sizeof(float));
+      });
+    if (a.dB.data) write_rows(a.dB, b, t + done, some, 0, N, dB, N);
+    if (a.dC.data) write_rows(a.dC, b, t + done, some, 0, N, dC, N);
+  }
 }
 
 template <int TYPE>
 static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta_in, Tile u_in,
-                            Tile dy_in, Tile z_in, const float* bias, const float* D, Rows16& r) {
+                            Tile dy_in, Tile z_in, const float* bias, const float* D, Columns& r) {
   vf longest = splat(0.0f);
   for_vectors(steps, [&](auto count, int64_t t) __attribute__((always_inline)) {
     constexpr int J = decltype(count)::value;
-    const int64_t i = t * BLOCK;
     vf dt[J], slope[J];
     for (int j = 0; j < J; j++) {
       dt[j] = delta_in.get<TYPE>(t + j / V, j % V * W) + load(bias + j % V * W);
@@ -444,10 +496,10 @@ static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta
     if (softplus) softpluses<J>(dt, slope);
     for (int j = 0; j < J; j++) {
       const vf ut = u_in.get<TYPE>(t + j / V, j % V * W);
-      store(r.delta + i + j * W, dt[j]);
-      store(r.slope + i + j * W, slope[j]);
-      store(r.u + i + j * W, ut);
-      store(r.x + i + j * W, ut * dt[j]);
+      store(r.delta + column(t, j), dt[j]);
+      store(r.slope + column(t, j), slope[j]);
+      store(r.u + column(t, j), ut);
+      store(r.x + column(t, j), ut * dt[j]);
       longest = max(abs(dt[j]), longest);
     }
     vf z[J], s[J];
@@ -459,11 +511,11 @@ static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta
       vf dy = dy_in.get<TYPE>(t + j / V, j % V * W);
       if (gated) {
         const vf gate = z[j] * s[j];
-        store(r.dgate + i + j * W, dy * (s[j] + gate * (1.0f - s[j])));
-        store(r.y + i + j * W, load(r.u + i + j * W) * load(D + j % V * W));
+        store(r.dgate + column(t, j), dy * (s[j] + gate * (1.0f - s[j])));
+        store(r.y + column(t, j), load(r.u + column(t, j)) * load(D + j % V * W));
         dy *= gate;
       }
-      store(r.dy + i + j * W, dy);
+      store(r.dy + column(t, j), dy);
     }
   });
   return largest_lane(longest);
@@ -471,13 +523,13 @@ static float enter_backward(bool softplus, bool gated, int64_t steps, Tile delta
 
 // Tiles are where a gradient goes, null where it is not wanted; dD and dbias are sums over time.
 template <int TYPE>
-static void leave_backward(int64_t steps, const Rows16& r, const float* D, Tile du, Tile ddelta,
+static void leave_backward(int64_t steps, const Columns& r, const float* D, Tile du, Tile ddelta,
                            Tile dz, float* dD, float* dbias) {
   for (int lane = 0; lane < BLOCK; lane += W) {
     vf sum_D = load(dD + lane), sum_bias = load(dbias + lane);
     const vf skip = load(D + lane);
     for (int64_t t = 0; t < steps; t++) {
-      const int64_t i = t * BLOCK + lane;
+      const int64_t i = column(t, lane / W);
       const vf ut = load(r.u + i), dy = load(r.dy + i), dx = load(r.dx + i);
       const vf dt = (load(r.ddelta + i) * LN2 + dx * ut) * load(r.slope + i);
       sum_D += dy * ut;
@@ -494,15 +546,17 @@ static void leave_backward(int64_t steps, const Rows16& r, const float* D, Tile 
 template <bool SB, bool SC>
 static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                           int64_t part, int64_t first_chunk, int64_t last_chunk) {
-  Rows16 r;
+  Columns r;
   Tape tape;
-  alignas(64) float sum_buffer[CHUNK * 2 * MAX_STATE];
-  float* sums = sum_buffer;
+  alignas(64) float staging[4][CHUNK * BLOCK];  // of a block narrower than 16 channels
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
   Span spans[CHUNK];
   const int64_t N = a.state, row_size = N * BLOCK;
   const int64_t first_group = shape.first_group(part), last_group = shape.first_group(part + 1);
   const int64_t first = shape.first_block(first_group), last = shape.first_block(last_group);
+  const int64_t branch_size = CHUNK * 2 * N;
+  float* const branches =
+      w.branches + (b * shape.parts + part) * Workspace::MOST_BRANCHES * branch_size;
 
   if (last_chunk == shape.chunks)
     for (int64_t block = first; block < last; block++) {
@@ -521,11 +575,10 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
     const int64_t count = spans_of(a, b, t, steps, spans);
     const Projection B(a.B, b, t, steps, N, B_buffer), C(a.C, b, t, steps, N, C_buffer);
     int64_t group = first_group;
+    float* sums = branches;  // of this group; those before are the branches not yet added
     for (int64_t block = first; block < last; block++) {
-      if ((SB || SC) && block == shape.first_block(group)) {
-        if (shape.groups > 1) sums = w.partial(a, shape, b, group, chunk - first_chunk);
+      if ((SB || SC) && block == shape.first_block(group))
         memset(sums, 0, steps * 2 * N * sizeof(float));
-      }
       const int64_t d = block * BLOCK, valid = a.width - d < BLOCK ? a.width - d : BLOCK;
       const int64_t parameters = block * row_size;
       const int64_t at_sum = (b * shape.blocks + block) * row_size;
@@ -534,29 +587,33 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
       if (a.bias) memcpy(bias, a.bias + d, valid * sizeof(float));
 
       const int32_t type = valid == BLOCK ? a.u.dtype : FLOAT32;
-      const Tile delta_in = read_tile(a.delta, b, t, steps, d, valid, r.delta);
-      const Tile u_in = read_tile(a.u, b, t, steps, d, valid, r.u);
-      const Tile dy_in = read_tile(a.dy, b, t, steps, d, valid, r.dy);
-      const Tile z_in = read_tile(a.z, b, t, steps, d, valid, r.dgate);
+      const Tile delta_in = read_tile(a.delta, b, t, steps, d, valid, staging[0]);
+      const Tile u_in = read_tile(a.u, b, t, steps, d, valid, staging[1]);
+      const Tile dy_in = read_tile(a.dy, b, t, steps, d, valid, staging[2]);
+      const Tile z_in = read_tile(a.z, b, t, steps, d, valid, staging[3]);
       const float longest = with_type(type, [&](auto type) {
         return enter_backward<decltype(type)::value>(a.softplus, a.z.data, steps, delta_in, u_in,
                                                      dy_in, z_in, bias, D, r);
       });
       const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
 
-      const Place next = block + 1 < last ? Place{t, d + BLOCK} : Place{t - CHUNK, first * BLOCK};
-      for (const Rows* x : {&a.delta, &a.u, &a.dy, &a.z}) prefetch(a, *x, b, next);
-      for (const Rows* x : {&a.du, &a.ddelta, &a.dz}) prefetch_rows<true>(*x, b, t, steps, d);
+      Ahead ahead;
+      for (const Rows* x : {&a.du, &a.ddelta, &a.dz}) ahead.add(*x, b, t, d);
+      const bool goes_on = block + 1 < last;
+      if (goes_on || t > 0)
+        for (const Rows* x : {&a.delta, &a.u, &a.dy, &a.z})
+          ahead.add(*x, b, goes_on ? t : t - CHUNK, goes_on ? d + BLOCK : first * BLOCK);
 
       const float* before =
           a.checkpoints + ((b * shape.chunks + chunk) * shape.blocks + block) * row_size;
-      for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
-        constexpr int K = decltype(k)::value;
-        for (int lane = 0; lane < BLOCK; lane += W) {
+      for (int lane = 0; lane < BLOCK; lane += W)
+        for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
+          constexpr int K = decltype(k)::value;
           const int64_t at_state = n * BLOCK + lane;
           const float* A = w.A + parameters + at_state;
           const Projection Bn = at<SB>(B, w.B + parameters, n, lane);
           const Projection Cn = at<SC>(C, w.C + parameters, n, lane);
+          const Lines lines = ahead.share(passes_of<BWD_STATES>(N));
           for (int i = 0; i < K; i++)
             store(tape.state + i * W, load(before + at_state + i * BLOCK));
           for (int64_t s = 0; s < count; s++) {
@@ -564,50 +621,57 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
                                                 : replay<K, SB, SC, true, false>
                                        : within ? replay<K, SB, SC, false, true>
                                                 : replay<K, SB, SC, false, false>;
-            run(spans[s], r, lane, A, Bn, Cn, tape);
+            run(spans[s], lines, r, lane, A, Bn, Cn, tape);
           }
           for (int64_t s = count - 1; s >= 0; s--)
             reverse<K, SB, SC>(spans[s], r, lane, n == 0, A, Bn, Cn, tape, w.carry + at_sum + at_state,
                                w.dA + at_sum + at_state, w.dB + at_sum + at_state,
                                w.dC + at_sum + at_state, sums + 2 * n, 2 * N);
-        }
-      });
+        });
 
       float* dD = w.dD + (b * shape.blocks + block) * BLOCK;
       float* dbias = w.dbias + (b * shape.blocks + block) * BLOCK;
-      const Tile du(a.du, b, t, d, valid, r.dx);
-      const Tile ddelta(a.ddelta, b, t, d, valid, r.ddelta);
-      const Tile dz(a.dz, b, t, d, valid, r.y);
+      const Tile du(a.du, b, t, d, valid, staging[0]);
+      const Tile ddelta(a.ddelta, b, t, d, valid, staging[1]);
+      const Tile dz(a.dz, b, t, d, valid, staging[2]);
       with_type(type, [&](auto type) {
         leave_backward<decltype(type)::value>(steps, r, D, du, ddelta, dz, dD, dbias);
       });
       if (valid < BLOCK) {
-        if (du.data) write_rows(a.du, b, t, steps, d, valid, r.dx, BLOCK);
-        if (ddelta.data) write_rows(a.ddelta, b, t, steps, d, valid, r.ddelta, BLOCK);
-        if (dz.data) write_rows(a.dz, b, t, steps, d, valid, r.y, BLOCK);
+        if (du.data) write_rows(a.du, b, t, steps, d, valid, staging[0], BLOCK);
+        if (ddelta.data) write_rows(a.ddelta, b, t, steps, d, valid, staging[1], BLOCK);
+        if (dz.data) write_rows(a.dz, b, t, steps, d, valid, staging[2], BLOCK);
       }
 
-      if (block + 1 == shape.first_block(group + 1)) {
-        if ((SB || SC) && shape.groups == 1) write_sums(a, sums, b, t, steps);
+      if ((SB || SC) && block + 1 == shape.first_block(group + 1)) {
         group++;
+        for (int64_t done = group - first_group; done % 2 == 0; done /= 2, sums -= branch_size)
+          add(sums - branch_size, sums, steps * 2 * N);
+        sums += branch_size;
       }
     }
+    if (shape.parts > 1)
+      memcpy(w.partial(a, shape, b, part, chunk - first_chunk), branches,
+             steps * 2 * N * sizeof(float));
+    else if (SB || SC)
+      write_sums(a, branches, b, t, steps);
   }
   if (first_chunk == 0 && a.dinitial)
     for (int64_t block = first; block < last; block++)
       write_state(a, w.carry + (b * shape.blocks + block) * row_size, b, block, a.dinitial);
 }
 
-// dB and dC of one chunk: the groups' partial sums, added to the first's in order.
+// dB and dC of one chunk from the parts' partial sums.
 void add_partials(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                   int64_t chunk, int64_t first_chunk) {
   const int64_t t = chunk * CHUNK, steps = a.length - t < CHUNK ? a.length - t : CHUNK;
-  float* sums = w.partial(a, shape, b, 0, chunk - first_chunk);
-  for (int64_t group = 1; group < shape.groups; group++) {
-    const float* from = w.partial(a, shape, b, group, chunk - first_chunk);
-    for (int64_t i = 0; i < steps * 2 * a.state; i++) sums[i] += from[i];
-  }
-  write_sums(a, sums, b, t, steps);
+  const auto partial = [&](int64_t part) {
+    return w.partial(a, shape, b, part, chunk - first_chunk);
+  };
+  for (int64_t step = 1; step < shape.parts; step *= 2)
+    for (int64_t part = 0; part < shape.parts; part += 2 * step)
+      add(partial(part), partial(part + step), steps * 2 * a.state);
+  write_sums(a, partial(0), b, t, steps);
 }
 
 // (batch, blocks, rows, 16) sums to (width, rows), over the batch in order.
@@ -732,7 +796,7 @@ void scan_backward(const ScanArgs* args) {
             a, shape, w, task / shape.parts, task % shape.parts, first, last);
       });
     });
-    if (shape.groups > 1 && (a.dB.data || a.dC.data))
+    if (shape.parts > 1 && (a.dB.data || a.dC.data))
       parallel_for(a.team, a.batch * (last - first), [&](int64_t task) {
         add_partials(a, shape, w, task / (last - first), first + task % (last - first), first);
       });

@@ -428,3 +428,45 @@ def error(actual: Tensor, expected: Tensor) -> float:
     expected = expected.double()
     difference = (actual.double() - expected).abs().max().item()
     return difference / max(expected.abs().max().item(), 1e-30)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_a_reset_is_a_new_sequence(taps: int, length: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, length, 3), torch.randn(3, taps), torch.randn(3)
+    state = torch.randn(2, taps - 1, 3)
+    for at in range(length):
+        reset = torch.zeros(2, length, dtype=torch.bool)
+        reset[1, at] = True
+        y, end = causal_conv1d(
+            x,
+            weight,
+            bias,
+            activation="silu",
+            initial_state=state,
+            return_final_state=True,
+            reset=reset,
+        )
+        kept, kept_end = causal_conv1d(
+            x[:1], weight, bias, activation="silu", initial_state=state[:1], return_final_state=True
+        )
+        before = causal_conv1d(x[1:, :at], weight, bias, activation="silu", initial_state=state[1:])
+        after, after_end = causal_conv1d(
+            x[1:, at:], weight, bias, activation="silu", return_final_state=True
+        )
+        torch.testing.assert_close(y, torch.cat([kept, torch.cat([before, after], 1)]))
+        torch.testing.assert_close(end, torch.cat([kept_end, after_end]))
+
+
+def test_a_reset_is_for_auto_and_reference_alone() -> None:
+    x, weight = torch.randn(2, 5, 3), torch.randn(3, 4)
+    reset = torch.zeros(2, 5, dtype=torch.bool)
+    torch.testing.assert_close(
+        causal_conv1d(x, weight, reset=reset, backend="reference"), causal_conv1d(x, weight)
+    )
+    with pytest.raises(dispatch.BackendRefused, match="reset is for"):
+        causal_conv1d(x, weight, reset=reset, backend="torch")
+    for wrong in (reset.float(), reset[:, :3]):
+        with pytest.raises(ValueError, match=r"must be torch\.bool \(2, 5\)"):
+            causal_conv1d(x, weight, reset=wrong)

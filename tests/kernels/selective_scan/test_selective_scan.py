@@ -498,7 +498,7 @@ def test_a_million_steps_sum_a_geometric_series(where: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
 def test_no_bit_depends_on_the_number_of_threads(complex: bool) -> None:
-    case = Case(batch=2, length=130, width=70, state=5, without=(), complex=complex)
+    case = Case(batch=2, length=130, width=300, state=5, without=(), complex=complex)
     before = torch.get_num_threads()
     results = []
     try:

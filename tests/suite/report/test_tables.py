@@ -274,7 +274,16 @@ def test_rich_table_prints_without_markup(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (7, "7"), (999.4, "999"), (999.7, "1K"), (4096, "4.1K"), (999_999, "1M")],
+    [
+        (0, "0"),
+        (7, "7"),
+        (999.4, "999"),
+        (999.7, "1K"),
+        (4096, "4.1K"),
+        (999_999, "1M"),
+        (1.9e18, "1.9E"),
+        (2e16, "20P"),
+    ],
 )
 def test_compact(value: float, text: str) -> None:
     assert tables.compact(value) == text
