@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -19,8 +20,8 @@ from seqbench.suite.experiment import Request
 from seqbench.suite.records import load_all
 from seqbench.suite.training import run_cell
 
-SITTINGS = """
-import json, shutil, sys
+SITTING = """
+import json, sys
 from pathlib import Path
 import torch
 from seqbench.suite import ranks
@@ -29,21 +30,23 @@ from seqbench.suite.records import write
 from seqbench.suite.training import run_cell
 
 torch.set_num_threads(1)
-line, results, strategy = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+line, results, strategy, steps = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 again = [sys.executable, "-c", (results / "script.py").read_text(), *sys.argv[1:]]
-cell = cell_of(json.loads(line))
 with ranks.group(2 if ranks.first() else 1, again, ""):
-    for stop_after in (1, None):
-        record = run_cell(
-            cell, results, device="cpu", devices=2, strategy=strategy, stop_after=stop_after
-        )
-        ranks.part()
-        if ranks.first() and stop_after:
-            assert record is None
-            shutil.copytree(results / "checkpoints", results / "first")
+    record = run_cell(
+        cell_of(json.loads(line)),
+        results,
+        device="cpu",
+        devices=2,
+        strategy=strategy,
+        stop_after=steps or None,
+    )
+    ranks.part()
 if ranks.first():
-    assert record is not None and record.status == "done", record and record.log
-    write(results, record)
+    assert (record is None) == bool(steps), record
+    if record is not None:
+        assert record.status == "done", record.log
+        write(results, record)
 """
 
 
@@ -71,15 +74,19 @@ def test_two_processes_have_the_gradients_of_one_and_go_on_as_it_does(
     cell = resolve(Request(task="induction-heads", model="mamba", settings=settings), seed=0)
     two = tmp_path / "two"
     two.mkdir()
-    (two / "script.py").write_text(SITTINGS)
-    done = subprocess.run(
-        [sys.executable, "-c", SITTINGS, json.dumps(asdict(cell)), str(two), strategy],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    (two / "script.py").write_text(SITTING)
+    plain = json.dumps(asdict(cell))
+    for steps in (1, 0):
+        done = subprocess.run(
+            [sys.executable, "-c", SITTING, plain, str(two), strategy, str(steps)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        if steps:
+            shutil.copytree(two / "checkpoints", two / "first")
     assert run_cell(cell, tmp_path / "one", device="cpu", stop_after=1) is None
 
     def moments(checkpoints: Path) -> dict[str, torch.Tensor]:
