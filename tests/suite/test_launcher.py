@@ -74,7 +74,7 @@ def children() -> list[int]:
 
 
 def test_workers_end_with_a_launcher_that_is_killed_and_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seqbench: Command, inline: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seqbench: Command
 ) -> None:
     """kill -9 in the middle: no worker is left behind, no record is torn, the same cells finish."""
     command = [
