@@ -12,7 +12,7 @@ import functools
 import importlib
 import logging
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +56,40 @@ def resolve(op: str, backend: str, call: Mapping[str, Any]) -> tuple[str, Module
             return name, load(op, name)
         refusals.append(f"{name}: {reason}")
     raise BackendRefused(f"{op}: every backend refuses this call: {'; '.join(refusals)}")
+
+
+def resolve_step(op: str, backend: str, call: Mapping[str, Any]) -> ModuleType | None:
+    """The module whose own step takes `call`, or None: PyTorch's operations take it.
+
+    `auto` asks the device's backend; one asked for by name that has a step never falls back.
+    """
+    device = next(value for value in call.values() if isinstance(value, Tensor)).device.type
+    own = {"cpu": "cpu", "cuda": "triton"}
+    name = own.get(device, "torch") if backend == "auto" else backend
+    available = _modules(op)
+    if backend != "auto" and backend not in available:
+        raise BackendRefused(f"{op}: no backend {backend!r}; valid: auto, {', '.join(available)}")
+    module = load(op, name) if name in own.values() and name in available else None
+    if module is None or not hasattr(module, "refuse_step"):
+        return None
+    reason = module.refuse_step(**call)
+    if reason is None:
+        return module
+    if backend == "auto":
+        return None
+    raise BackendRefused(f"{op}: the step of backend {name!r} refuses this call: {reason}")
+
+
+def refuse_untraced(tensors: Iterable[Tensor | None]) -> str | None:
+    """Why a kernel that neither autograd nor torch.compile sees cannot take them, or None."""
+    given = [x for x in tensors if x is not None]
+    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in given):
+        return "a tensor has no memory of its own (a subclass of Tensor)"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return "a gradient is asked for; a step has none here (use torch.no_grad)"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot look into it"
+    return None
 
 
 def load(op: str, backend: str) -> ModuleType:

@@ -85,13 +85,11 @@ def causal_conv1d_step(
     `triton` has a step of its own, without gradients, which `auto` takes where it can; every other
     backend's step is these few operations of PyTorch.
     """
-    if backend == "triton" or (backend == "auto" and x_BD.device.type == "cuda"):
-        triton = dispatch.load("causal_conv1d", "triton")
-        reason = triton.refuse_step(state=state, x=x_BD, weight=weight_DK, bias=bias_D)
-        if reason is None:
-            return triton.step(state, x_BD, weight_DK, bias_D, activation)
-        if backend == "triton":
-            raise dispatch.BackendRefused(f"causal_conv1d_step: triton refuses: {reason}")
+    call = {"state": state, "x": x_BD, "weight": weight_DK, "bias": bias_D}
+    fused = dispatch.resolve_step("causal_conv1d", backend, call)
+    if fused is not None:
+        y_BD, state = fused.step(state, x_BD, weight_DK, bias_D, activation)
+        return y_BD, state
     window_BKD = torch.cat([state.to(x_BD.dtype), x_BD[:, None]], 1)
     y_BD = (window_BKD * weight_DK.T).sum(1)
     if bias_D is not None:

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from seqbench.kernels import dispatch
 from seqbench.kernels.causal_conv1d import triton_kernels as kernels
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -102,13 +103,9 @@ def backward(
 
 def refuse_step(*, state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why `step` cannot take the call, or None."""
-    given = [each for each in (x, state, weight, bias) if each is not None]
-    if any(type(each) not in (Tensor, torch.nn.Parameter) for each in given):
-        return "a tensor has no memory of its own (a subclass of Tensor)"
-    if torch.is_grad_enabled() and any(each.requires_grad for each in given):
-        return "a gradient is asked for; a step has none here (use torch.no_grad)"
-    if torch.compiler.is_compiling():
-        return "torch.compile fuses PyTorch's own operations better"
+    reason = dispatch.refuse_untraced((x, state, weight, bias))
+    if reason is not None:
+        return reason
     return refuse(x=x, weight=weight, bias=bias, activation=None, initial_state=state)
 
 

@@ -106,7 +106,7 @@ def selective_scan_step(
     """
     B, C = (_step_projection(name, x, state) for name, x in (("B", B), ("C", C)))
     inputs = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    fused = _fused_step(backend, state, inputs)
+    fused = dispatch.resolve_step("selective_scan", backend, {"state": state, **inputs})
     if fused is not None:
         y_BD, state = fused.step(state, *inputs.values(), delta_softplus)
         return y_BD.to(u.dtype), state
@@ -126,21 +126,6 @@ def selective_scan_step(
     if z is not None:
         y_BD = y_BD * F.silu(z.to(real))
     return y_BD.to(u.dtype), state
-
-
-def _fused_step(backend: str, state: Tensor, inputs: dict[str, Tensor | None]) -> Any:
-    """The backend that has a step of its own for this call, or None."""
-    on = {"cpu": "cpu", "cuda": "triton"}
-    name = on.get(state.device.type, "torch") if backend == "auto" else backend
-    if name not in on.values() or name not in dispatch.names("selective_scan"):
-        return None
-    module = dispatch.load("selective_scan", name)
-    reason = module.refuse_step(state=state, **inputs)
-    if reason is None:
-        return module
-    if backend == "auto":
-        return None
-    raise dispatch.BackendRefused(f"selective_scan_step: backend {name!r} refuses: {reason}")
 
 
 def example(device: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqbench.kernels import native
+from seqbench.kernels import dispatch, native
 
 _FOLDER = Path(__file__).parent / "csrc"
 _REAL = _FOLDER / "scan.cpp"  # real A in float32, inputs of any precision below
@@ -125,18 +125,11 @@ def backward(
 
 def refuse_step(*, state: Tensor, **inputs: Tensor | None) -> str | None:
     """Why `step` cannot take the call, or None."""
-    given = (state, *(x for x in inputs.values() if x is not None))
-    if any(x.device.type != "cpu" for x in given):
+    if any(x is not None and x.device.type != "cpu" for x in (state, *inputs.values())):
         return "a tensor is not on the CPU"
-    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in given):
-        return "a tensor has no memory of its own (a subclass of Tensor)"
     if state.dtype != torch.float32:
         return f"the state is {state.dtype}; it takes float32"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        return "a gradient is asked for; a step has none here (use torch.no_grad)"
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot look into it"
-    return native.refusal(_REAL)
+    return dispatch.refuse_untraced((state, *inputs.values())) or native.refusal(_REAL)
 
 
 def step(

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from seqbench.kernels import dispatch
 from seqbench.kernels.selective_scan import triton_kernels as kernels
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -187,20 +188,13 @@ def backward(
 
 def refuse_step(*, state: Tensor, **inputs: Tensor | None) -> str | None:
     """Why `step` cannot take the call, or None."""
-    given = (state, *(x for x in inputs.values() if x is not None))
     device = "cpu" if _INTERPRETED else "cuda"
-    for x in given:
-        if x.device.type != device:
+    for x in (state, *inputs.values()):
+        if x is not None and x.device.type != device:
             return f"a tensor is on {x.device}; it runs on {device}"
-        if type(x) not in (Tensor, torch.nn.Parameter):
-            return "a tensor has no memory of its own (a subclass of Tensor)"
     if state.dtype not in (torch.float32, torch.complex64):
         return f"the state is {state.dtype}; it takes float32 and complex64"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        return "a gradient is asked for; a step has none here (use torch.no_grad)"
-    if torch.compiler.is_compiling():
-        return "torch.compile fuses PyTorch's own operations better"
-    return None
+    return dispatch.refuse_untraced((state, *inputs.values()))
 
 
 def step(
