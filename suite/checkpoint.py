@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from seqbench.suite.experiment import UserError
+from seqbench.suite.experiment import Cell, TrainConfig, UserError
 from seqbench.suite.records import write_file
 from seqbench.suite.sharding import like
 
@@ -41,14 +41,36 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state alone; empty for a file that is no checkpoint."""
+def read_finished(path: Path) -> tuple[dict[str, Tensor], Cell]:
+    """The weights that a finished cell left, and the cell; UserError for any other file."""
+    tensors, state = read(path)
+    if not state.get("finished"):
+        raise UserError(
+            f"checkpoint {path}: its cell is not finished; run it to the end first (the command "
+            "that began it goes on)"
+        )
+    try:
+        cell = _cell(state)
+    except TypeError as error:
+        raise UserError(
+            f"checkpoint {path}: of another version of seqbench ({error}); run the cell again"
+        ) from error
+    return {k.removeprefix("model/"): v for k, v in tensors.items()}, cell
+
+
+def finished_cell(path: Path) -> Cell | None:
+    """The cell alone; None for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
-            state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
-            return state
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return {}
+            state = json.loads((file.metadata() or {})["state"])
+        return _cell(state) if state.get("finished") else None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
+
+
+def _cell(state: Mapping[str, Any]) -> Cell:
+    plain = state["cell"]
+    return Cell(**{**plain, "train": TrainConfig(**plain["train"])})
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

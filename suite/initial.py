@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +66,10 @@ def _checkpoint_of(cell: Cell, results: Path) -> Path:
     if not seed or cell.seed == 0:
         return folder / f"{digest}.safetensors"
     for path in sorted(folder.glob("*.safetensors")):
-        state = checkpoint.read_state(path)
-        if state.get("finished") and cell.begins_from(_cell(state["cell"])):
+        other = checkpoint.finished_cell(path)
+        if other is not None and cell.begins_from(other):
             return path
     return folder / f"{digest} with seed {cell.seed}"
-
-
-def _cell(plain: Mapping[str, Any]) -> Cell:
-    return Cell(**{**plain, "train": TrainConfig(**plain["train"])})
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -89,16 +84,15 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 def _weights(path: Path, name: str) -> dict[str, Tensor]:
     """Those of a finished cell's checkpoint."""
-    where = f"train.init_from={name}"
     if not path.is_file():
         raise UserError(
-            f"{where}: no weights at {path}; give the digest of a finished cell whose checkpoint "
-            "is in the results folder, or a checkpoint's file"
+            f"train.init_from={name}: no weights at {path}; give the digest of a finished cell "
+            "whose checkpoint is in the results folder, or a checkpoint's file"
         )
-    tensors, state = checkpoint.read(path)
-    if not state.get("finished"):
-        raise UserError(f"{where}: its cell has not finished; run it to its end first")
-    return {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    try:
+        return checkpoint.read_finished(path)[0]
+    except UserError as error:
+        raise UserError(f"train.init_from={name}: {error}") from error
 
 
 def _no_fit(name: str, why: str) -> UserError:

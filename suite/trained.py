@@ -12,7 +12,7 @@ from seqbench.models.build import build_model
 from seqbench.models.pretrained import load_pretrained
 from seqbench.suite import checkpoint
 from seqbench.suite.configuration import prepared_task
-from seqbench.suite.experiment import Cell, TrainConfig, UserError
+from seqbench.suite.experiment import Cell, UserError
 from seqbench.suite.records import load, record_files
 
 SHOWN = 5  # finished cells that an error names
@@ -42,16 +42,9 @@ def load_trained(name: str, results: Path) -> Trained:
         return Trained(model=load_pretrained(name).eval(), cell=None, place=name)
     if not path.is_file():
         path = _of_digest(name, results)
-    tensors, state = checkpoint.read(path)
-    if not state.get("finished"):
-        raise UserError(
-            f"checkpoint {path}: its cell is not finished; run it to the end first (the command "
-            "that began it goes on)"
-        )
-    cell = _cell(state["cell"], path)
-    vocab_size = _vocab_size(tensors, cell)
+    weights, cell = checkpoint.read_finished(path)
+    vocab_size = _vocab_size(weights, cell)
     model = build_model(cell.model, vocab_size=vocab_size, **cell.model_config)
-    weights = {k.removeprefix("model/"): v for k, v in tensors.items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -87,18 +80,9 @@ def _of_digest(name: str, results: Path) -> Path:
     )
 
 
-def _cell(plain: Mapping[str, Any], path: Path) -> Cell:
-    try:
-        return Cell(**{**plain, "train": TrainConfig(**plain["train"])})
-    except TypeError as error:
-        raise UserError(
-            f"checkpoint {path}: of another version of seqbench ({error}); run the cell again"
-        ) from error
-
-
-def _vocab_size(tensors: Mapping[str, Any], cell: Cell) -> int:
+def _vocab_size(weights: Mapping[str, Any], cell: Cell) -> int:
     """The rows of the embedding, so that no data is needed; a plugin's model asks its task."""
-    table = tensors.get("model/embedding.weight")
+    table = weights.get("embedding.weight")
     if table is not None:
         return int(table.shape[0])
     return prepared_task(cell.task, cell.task_config).vocab_size

@@ -95,7 +95,7 @@ def test_weights_that_are_not_there_or_do_not_fit_are_one_line(tmp_path: Path) -
     with pytest.raises(UserError, match="no weights at nowhere"):
         resolve(TUNED, 0, [("train.init_from", "nowhere")])
     assert run_cell(source, tmp_path, device="cpu", stop_after=1) is None
-    with pytest.raises(UserError, match="has not finished"):
+    with pytest.raises(UserError, match="its cell is not finished"):
         run_cell(resolve(TUNED, 0), tmp_path, device="cpu")
     run(source, tmp_path)
     wider = resolve(replace(TUNED, init_from=None), 0, [("train.init_from", source.digest)])
