@@ -1,9 +1,12 @@
-"""Compiles Triton kernels as the backends launch them, for GPUs that need not be there."""
+"""Triton kernels without a GPU: interpreted, and compiled as the backends launch them."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +31,24 @@ _TYPES = {
     torch.float16: "*fp16",
     torch.uint8: "*u8",
 }
+
+
+def interpreted(worker: Path) -> dict[str, float]:
+    """By how much each case of a file `interpreted.py` misses float64, over what is allowed."""
+    done = subprocess.run(
+        [sys.executable, "-P", worker],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def within(found: dict[str, float]) -> bool:
+    """Whether all do; the interpreter truncates to bfloat16 where GPUs round: twice the error."""
+    return all(e <= (2 if case.startswith("bfloat16") else 1) for case, e in found.items())
 
 
 class Recorder:
