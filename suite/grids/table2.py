@@ -33,14 +33,12 @@ TRAINED = 256
 LENGTHS = tuple(2**k for k in range(6, 21))
 PERFECT = 0.99
 ABSOLUTE: Mapping[str, Any] = {
-    "train.steps": 6000,
+    "train.steps": 10_000,
     "train.batch_size": 64,
-    "train.warmup_steps": 1000,
-    "train.curriculum_until": 0.7,
     "train.test_batches": 256,  # as many tokens as the others
 }
 ROWS = (  # model, as the paper names it, width, rate at the cpu scale
-    ("transformer-absolute", "MHA, absolute", 128, 2e-3),
+    ("transformer-absolute", "MHA, absolute", 128, 1e-3),
     ("transformer-rope", "MHA, RoPE", 128, 1e-3),
     ("transformer-xpos", "MHA, xPos", 128, 1e-3),
     ("h3", "H3", 128, 1e-3),
