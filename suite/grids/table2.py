@@ -38,7 +38,7 @@ ABSOLUTE: Mapping[str, Any] = {
     "train.test_batches": 256,  # as many tokens as the others
 }
 ROWS = (  # model, as the paper names it, width, rate at the cpu scale
-    ("transformer-absolute", "MHA, absolute", 128, 1e-3),
+    ("transformer-absolute", "MHA, absolute", 128, 3e-4),
     ("transformer-rope", "MHA, RoPE", 128, 1e-3),
     ("transformer-xpos", "MHA, xPos", 128, 1e-3),
     ("h3", "H3", 128, 1e-3),
