@@ -520,6 +520,7 @@ def bench_scan_command(
             device=device,
             threads=threads,
             progress=_progress_lines(as_json),
+            so_far=_so_far(results),
         ),
         results,
         as_json,
@@ -568,6 +569,7 @@ def bench_decode_command(
         device=device,
         threads=threads,
         progress=_progress_lines(as_json),
+        so_far=_so_far(results),
     )
     _show(done, results, as_json)
 
@@ -610,6 +612,11 @@ def _check_bench(results: Path, device: str, threads: int | None) -> None:
 
 def _progress_lines(quiet: bool) -> Callable[[str], None]:
     return lambda line: None if quiet else err.print(line)
+
+
+def _so_far(results: Path) -> Callable[[Result], object]:
+    """Writes what a bench has found by now, so that one that is ended leaves it behind."""
+    return lambda found: found.write_json(results / "bench")
 
 
 def _show(done: Result, results: Path, as_json: bool) -> None:

@@ -329,11 +329,13 @@ def bench_decode(
     scale: Scale | None = None,
     prompt: int = PROMPT,
     progress: Callable[[str], None] = lambda line: None,
+    so_far: Callable[[DecodeBench], object] = lambda found: None,
 ) -> DecodeBench:
     """Checks that decoding equals `forward`, then times both models at every batch size.
 
-    On a CPU the models take turns, and large batches decode fewer tokens. Raises GateClosed, before
-    anything is timed, if decoding gives other logits than `forward`.
+    On a CPU the models take turns, and large batches decode fewer tokens. `so_far` is given what
+    was found, after every batch size. Raises GateClosed, before anything is timed, if decoding
+    gives other logits than `forward`.
     """
     place = torch.device(device)
     if scale is None:
@@ -344,22 +346,23 @@ def bench_decode(
         for name, model in models.items():
             progress(f"checking {name}")
             gate[name] = _judge(name, model, scale)
-        rows: list[Row] = []
+        found = DecodeBench(
+            parameters={name: model.num_parameters for name, model in models.items()},
+            gate=gate,
+            dtype=str(scale.dtype).removeprefix("torch."),
+            prompt=prompt,
+            rows=[],
+            environment=facts,
+        )
         for batch in batches:
             progress(f"timing batch {batch}")
             # On a GPU two caches would not fit beside each other.
             turns = [models] if place.type == "cpu" else [{n: m} for n, m in models.items()]
             for together in turns:
-                rows += _at_batch(together, batch, prompt, scale)
+                found.rows.extend(_at_batch(together, batch, prompt, scale))
                 free(place)
-    return DecodeBench(
-        parameters={name: model.num_parameters for name, model in models.items()},
-        gate=gate,
-        dtype=str(scale.dtype).removeprefix("torch."),
-        prompt=prompt,
-        rows=rows,
-        environment=facts,
-    )
+            so_far(found)
+    return found
 
 
 def _models(scale: Scale, device: torch.device) -> dict[str, Backbone]:

@@ -83,30 +83,38 @@ class Result(ABC):
 
     def write(self, folder: Path) -> list[Path]:
         """NAME.json, NAME.png and NAME.svg in `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{self.name}.{suffix}" for suffix in ("json", "png", "svg")]
-        paths[0].write_text(self.to_json() + "\n")
+        paths = [
+            self.write_json(folder),
+            *(folder / f"{self.name}.{end}" for end in ("png", "svg")),
+        ]
         figure = self.plot()
         for path in paths[1:]:
             figure.savefig(path, dpi=150, bbox_inches="tight")
         return paths
+
+    def write_json(self, folder: Path) -> Path:
+        """NAME.json in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        path.write_text(self.to_json() + "\n")
+        return path
 
 
 @contextlib.contextmanager
 def conditions(
     device: torch.device, threads: int | None, packages: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Inside, torch has `threads` threads; the dict it gives is full of facts on leaving."""
-    before, facts = torch.get_num_threads(), dict[str, Any]()
+    """Inside, torch has `threads` threads; the dict it gives has facts, all of them at the end."""
+    from seqbench.suite.cost import kernel_backends
+
+    before = torch.get_num_threads()
     load = _load()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        facts = environment(device, kernel_backends()) | {"load_before": load}
         yield facts
-        from seqbench.suite.cost import kernel_backends
-
-        facts |= environment(device, kernel_backends())
-        facts |= {"load_before": load, "load_after": _load()}
+        facts |= environment(device, kernel_backends()) | {"load_after": _load()}
         for package in packages:
             with contextlib.suppress(PackageNotFoundError):
                 facts["versions"][package] = version(package)

@@ -356,12 +356,14 @@ def bench_scan(
     rounds: int = 9,
     memory_sizes: Sequence[Size] | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    so_far: Callable[[ScanBench], object] = lambda found: None,
 ) -> ScanBench:
     """Checks every entrant, then times all of them together, size by size.
 
     `threads` are torch's, as they are if None. Peak memory is measured at `memory_sizes` among the
-    sizes (on a CPU by default the headline, on a GPU all). `progress` is told what begins. Raises
-    GateClosed, before anything is timed at that size, if a result is wrong.
+    sizes (on a CPU by default the headline, on a GPU all). `progress` is told what begins, `so_far`
+    given what was found, after every size. Raises GateClosed, before anything is timed at that
+    size, if a result is wrong.
     """
     place = torch.device(device)
     cuda = place.type == "cuda"
@@ -373,19 +375,19 @@ def bench_scan(
         gate = dict[str, float]()
         present = [_at_the_gate(entrant, place, gate, progress) for entrant in present]
         progress("measuring what this machine can do at most")
-        peaks = measure_peaks(place)
-        rows: list[Row] = []
+        found = ScanBench(
+            gate=gate,
+            peaks=measure_peaks(place),
+            rows=[],
+            headline=CUDA_HEADLINE if cuda else HEADLINE,
+            environment=facts,
+        )
         slow: dict[str, tuple[Size, float]] = {}
         for size in sizes:
             some = _at_size(present, size, place, rounds, size in memory_sizes, slow, progress)
-            rows += [_with_floor(row, peaks) for row in some]
-    return ScanBench(
-        gate=gate,
-        peaks=peaks,
-        rows=rows,
-        headline=CUDA_HEADLINE if cuda else HEADLINE,
-        environment=facts,
-    )
+            found.rows.extend(_with_floor(row, found.peaks) for row in some)
+            so_far(found)
+    return found
 
 
 def _at_the_gate(

@@ -37,7 +37,9 @@ def test_every_expected_row_is_a_cell_of_the_grid(grid: str, scale: str) -> None
 )
 def test_all_rows_have_one_recipe_and_as_many_seeds(grid: str, seeds: int) -> None:
     found = cells(grid, "cpu")
-    # Table 2 gives each model its rate, as the paper does.
+    # Table 2 gives each model its rate, as the paper does; absolute positions learn by no recipe
+    # of the others.
+    found = [cell for cell in found if cell.model != "transformer-absolute"]
     assert len({repr(replace(cell.train, lr=1.0)) for cell in found}) == 1
     assert grid == "table2" or len({cell.train.lr for cell in found}) == 1
     assert len({repr(cell.task_config) for cell in found}) == 1

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,13 +78,22 @@ def test_bench_reports_every_entrant_as_table_json_and_plot(
     monkeypatch.setattr(peaks, "_SAMPLES", 3)
     monkeypatch.setitem(scan._SECONDS, "cpu", 0.05)
     threads, lines = torch.get_num_threads(), []
+    parts: list[dict[str, Any]] = []  # what a bench that is ended would leave behind
+
+    def so_far(found: scan.ScanBench) -> None:
+        parts.append(json.loads(found.write_json(tmp_path).read_text()))
+
     result = scan.bench_scan(
         sizes=(SMALL, replace(SMALL, length=80)),
         threads=1,
         rounds=1,
         memory_sizes=(),
         progress=lines.append,
+        so_far=so_far,
     )
+    first, last = parts
+    assert {row["size"]["length"] for row in first["rows"]} == {40}
+    assert first["rows"] == last["rows"][: len(first["rows"])] and first["environment"]["threads"]
     assert torch.get_num_threads() == threads and result.environment["threads"] == 1
     assert len(result.rows) == 2 * sum(len(e.dtypes) for e in present) and lines
     ours = result.ours(SMALL)
