@@ -11,14 +11,20 @@
 namespace {
 
 constexpr int64_t FLOATS = 2048;  // in and out lie in the first-level cache: loads and stores are free
-constexpr int CHAINS = W == 16 ? 16 : 10;  // as many as hide the latency of one, and fit registers
+// As many side by side as hide the latency of one, and fit registers.
+constexpr int CHAINS = W == 16 ? 16 : 10;
+constexpr int TOGETHER = W == 16 ? 8 : 4;
 
 void repeat_exp2(int64_t repeats) {
   alignas(64) float in[FLOATS], out[FLOATS];
   for (int64_t i = 0; i < FLOATS; i++) in[i] = -8.0f * (float)i / FLOATS;
   for (int64_t r = 0; r < repeats; r++) {
-    for (int64_t i = 0; i < FLOATS; i += 4 * W)
-      for (int k = 0; k < 4; k++) store(out + i + k * W, exp2(load(in + i + k * W)));
+    for (int64_t i = 0; i < FLOATS; i += TOGETHER * W) {
+      vf x[TOGETHER];
+      for (int k = 0; k < TOGETHER; k++) x[k] = load(in + i + k * W);
+      exp2s<TOGETHER, true>(x);
+      for (int k = 0; k < TOGETHER; k++) store(out + i + k * W, x[k]);
+    }
     asm volatile("" : : "r"(in), "r"(out) : "memory");
   }
 }
