@@ -9,8 +9,10 @@ paper: eight blocks a stage (6M parameters), rate 1e-3, 100K steps of 2^20 sampl
 not said), lengths 2^11 to 2^18.
 
 Cost: about 7 minutes a cell on one core; 32 cells, 8 of them those of piano-length; the others take
-an hour and a half with `--workers 2`. Expected: a real state is the worst; complex without
-selection is at least as good as with it; what the centre is matters little.
+an hour and a half with `--workers 2`, or all of it two minutes on two H100s. Expected, from the
+paper: a real state is the worst; complex without selection is at least as good as with it; what the
+centre is matters little. Found at the cpu scale: a real state is as good as a complex one, no
+selection costs 0.01 to 0.04 bits, and the centre matters little.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ the text with `--set task.path=FILE.jsonl`, for a GPU.
 
 Cost: on one core 10 to 20 s a cell at the smallest size, about 40 s, 2.5 and 7 minutes at the
 largest; an hour of one core for the 24, half of it on 2 quiet cores with `--workers 2`. Expected:
-loss falls with compute in every model; transformer++ well above mamba and hyena at the small sizes,
-whose few hundred steps are too few for attention (2.7 against 2.0 bits per byte at 66K), and nearer
-with size.
+loss falls with compute in every model; mamba is below hyena at every size, and transformer++ above
+both: the few hundred steps of the small sizes are too few for attention (2.7 against 2.0 bits per
+byte at 66K), and it comes nearer with size.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ in --set 'task.genomes=["human=hg38.fa", "chimpanzee=panTro6.fa", ...]'.
 Cost: cpu, 12 cells on one core each: 4 of dna-length of 7 to 8 minutes, 4 of 2 minutes and 4 of 8.
 paper, not run: 12 cells of 6.7e8 to 6.9e11 tokens. Expected: cpu, near chance at both lengths: the
 paper's own are at 28 to 31 % of five species up to 2^12, and the sample has the same loci of all.
+Found: 24 to 25 %, pretrained or not.
 """
 
 from __future__ import annotations
