@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from seqbench.tasks.base import IGNORE, Batch, Scale, Split, Task, TaskError
-from seqbench.tasks.streams import FEWEST_SEQUENCES, digest, fixed_rows, fresh_rows, stage_of
+from seqbench.tasks.base import IGNORE, Batch, Scale, Split, TaskError
+from seqbench.tasks.generated import GeneratedTask, Size
+from seqbench.tasks.streams import FEWEST_SEQUENCES
 
-GENERATOR = "induction-heads, generator 2"  # raised when the sequences change
 SHORTEST = 4  # special, answer, one more, special
 SHORTEST_STAGE = 8  # of the derived curriculum
 BASELINE_SEQUENCES = 512
@@ -35,12 +35,11 @@ class InductionHeadsConfig:
     data_seed: int = 0  # moves all three splits
 
 
-class InductionHeads(Task):
+class InductionHeads(GeneratedTask):
     """Say what followed the special token, when it comes again at the end.
 
     The special token stands at one random place of a random sequence and again at its end; the
-    token after its first place is the answer. Fresh sequences at every step; a hash of its content
-    gives each sequence to one split, and no other split ever draws it.
+    token after its first place is the answer. Fresh sequences at every step.
 
         Inputs   4 9 15 3 7 7 1 15      (special 15)
         Targets  - -  - - - - -  3      (- is not scored)
@@ -49,6 +48,7 @@ class InductionHeads(Task):
     The vocabulary counts the special token, so guessing scores 1 / (vocab_size - 1).
     """
 
+    generator = "induction-heads, generator 2"
     Config = InductionHeadsConfig
     config: InductionHeadsConfig
     headline = "accuracy"
@@ -88,66 +88,35 @@ class InductionHeads(Task):
         ),
     }
 
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
     def prepare(self) -> None:
-        c = self.config
-        if c.vocab_size < 3:
+        if self.vocab_size < 3:
             raise TaskError(
-                f"task.vocab_size={c.vocab_size}: induction-heads needs the special token and at "
-                "least two others: give 3 or more"
+                f"task.vocab_size={self.vocab_size}: induction-heads needs the special token and "
+                "at least two others: give 3 or more"
             )
-        if not 0 <= c.mix <= 1:
-            raise TaskError(f"task.mix={c.mix}: a fraction of the batches: give 0 to 1")
-        if c.eval_sequences < 1:
-            raise TaskError(f"task.eval_sequences={c.eval_sequences}: give at least 1")
-        self._check("length", c.length)
-        for length in c.test_lengths:
-            self._check("test_lengths", length)
-        for length in c.stages or ():
-            self._check("stages", length)
+        super().prepare()
 
-    def fingerprint(self) -> str:
-        return digest(GENERATOR)
+    def size_at(self, length: int) -> Size:
+        return (length,)
 
-    @property
-    def num_stages(self) -> int:
-        return len(self._stages())
-
-    def batch(
-        self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
-    ) -> Batch:
-        c = self.config
-        stage = stage_of(stage, self.num_stages, c.mix, split, c.data_seed, seed, index)
-        length = c.length if stage is None else self._stages()[stage]
-        special = c.vocab_size - 1
+    def draw(self, rng: np.random.Generator, rows: int, size: Size) -> np.ndarray:
+        (length,) = size
+        special = self.vocab_size - 1
         small = np.uint8 if special < 256 else np.uint32  # a million tokens long is in use
+        tokens = rng.integers(0, special, (rows, length), dtype=small)
+        place = rng.integers(0, length - 2, rows, dtype=np.int64)
+        tokens[np.arange(rows), place] = special
+        tokens[:, -1] = special
+        return tokens
 
-        def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
-            tokens = rng.integers(0, special, (rows, length), dtype=small)
-            place = rng.integers(0, length - 2, rows, dtype=np.int64)
-            tokens[np.arange(rows), place] = special
-            tokens[:, -1] = special
-            return tokens
-
-        purpose = (GENERATOR, c.data_seed, c.vocab_size, length)
-        if split == "train":
-            drawn = fresh_rows(split, batch_size, draw, *purpose, seed, index)
-        else:
-            first = index * batch_size
-            count = min(batch_size, c.eval_sequences - first)
-            drawn = fixed_rows(split, first, count, draw, *purpose)
+    def arrange(self, drawn: np.ndarray, size: Size, split: Split) -> Batch:
         inputs = drawn.astype(np.int64)
         targets = np.full_like(inputs, IGNORE)
-        if c.score_all and split == "train":
+        if self.config.score_all and split == "train":
             targets[:, :-1] = inputs[:, 1:]
-        targets[:, -1] = inputs[np.arange(len(drawn)), (drawn == special).argmax(axis=1) + 1]
+        answer = (drawn == self.vocab_size - 1).argmax(axis=1) + 1
+        targets[:, -1] = inputs[np.arange(len(drawn)), answer]
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
-
-    def num_batches(self, split: Split, batch_size: int) -> int | None:
-        return None if split == "train" else -(-self.config.eval_sequences // batch_size)
 
     def chance(self) -> float:
         return 1 / (self.config.vocab_size - 1)
@@ -162,12 +131,6 @@ class InductionHeads(Task):
         ]
         return {"most frequent token": float(np.mean(targets[:, -1].numpy() == guesses))}
 
-    def test_variants(self) -> dict[str, Self]:
-        return {
-            f"length={n}": self.with_config(length=n, test_lengths=())
-            for n in self.config.test_lengths
-        }
-
     def oracle(self, inputs: torch.Tensor) -> torch.Tensor | None:
         """What followed the first special token; none with score_all, whose tokens are random."""
         if self.config.score_all:
@@ -176,25 +139,22 @@ class InductionHeads(Task):
         after = (first + 1).clamp(max=inputs.shape[1] - 1)
         return inputs.gather(1, after).expand_as(inputs)
 
-    def _stages(self) -> tuple[int, ...]:
-        """Lengths of the curriculum."""
-        c = self.config
-        if c.stages is not None:
-            return c.stages
+    def derived_stages(self) -> tuple[Size, ...]:
         doubling, length = [], SHORTEST_STAGE
-        while length < c.length:
+        while length < self.config.length:
             if self._distinct(length) >= FEWEST_SEQUENCES:
-                doubling.append(length)
+                doubling.append((length,))
             length *= 2
         return tuple(doubling)
 
-    def _distinct(self, length: int) -> int:
-        return (length - 2) * (self.config.vocab_size - 1) ** min(length - 2, 64)
-
-    def _check(self, key: str, length: int) -> None:
+    def check_size(self, key: str, size: Size) -> None:
+        (length,) = size
         if length < SHORTEST or self._distinct(length) < FEWEST_SEQUENCES:
             raise TaskError(
                 f"task.{key}: length {length} with task.vocab_size={self.vocab_size}: "
                 f"induction-heads needs length {SHORTEST} or more and {FEWEST_SEQUENCES} distinct "
                 "sequences for its three splits; raise length or vocab_size"
             )
+
+    def _distinct(self, length: int) -> int:
+        return (length - 2) * (self.vocab_size - 1) ** min(length - 2, 64)

@@ -8,24 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from seqbench.tasks.base import IGNORE, Batch, Scale, Split, Task, TaskError
-from seqbench.tasks.streams import (
-    FEWEST_SEQUENCES,
-    TrainSets,
-    digest,
-    fixed_rows,
-    fresh_rows,
-    stage_of,
-    subsets,
-)
+from seqbench.tasks.base import IGNORE, Batch, Scale, Split, TaskError
+from seqbench.tasks.generated import GeneratedTask, Size
+from seqbench.tasks.streams import FEWEST_SEQUENCES, subsets
 
-GENERATOR = "mqar, generator 1"  # raised when the sequences change
 FILLER = 0
 SHORTEST_STAGE = 8  # of the derived curriculum
 BASELINE_SEQUENCES = 512
@@ -50,7 +41,7 @@ class MqarConfig:
     data_seed: int = 0  # moves all three splits
 
 
-class Mqar(Task):
+class Mqar(GeneratedTask):
     """Say each key's value, when the key comes again.
 
     Pairs of a key and a value, all different, open the sequence; each key comes once more, two
@@ -63,6 +54,7 @@ class Mqar(Task):
     a query of what is none; at its vocabulary they are rare. Guessing scores 1 / values.
     """
 
+    generator = "mqar, generator 1"
     Config = MqarConfig
     config: MqarConfig
     headline = "accuracy"
@@ -105,81 +97,40 @@ class Mqar(Task):
         ),
     }
 
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
     def prepare(self) -> None:
-        c = self.config
-        if c.vocab_size < 6:
+        if self.vocab_size < 6:
             raise TaskError(
-                f"task.vocab_size={c.vocab_size}: mqar needs a filler, two keys and as many "
+                f"task.vocab_size={self.vocab_size}: mqar needs a filler, two keys and as many "
                 "values: give 6 or more"
             )
-        if not 0 <= c.mix <= 1:
-            raise TaskError(f"task.mix={c.mix}: a fraction of the batches: give 0 to 1")
-        if not c.power > 0:
-            raise TaskError(f"task.power={c.power}: give a number above 0")
-        for key in ("eval_sequences", "train_examples"):
-            value = getattr(c, key)
-            if value is not None and value < 1:
-                raise TaskError(f"task.{key}={value}: give at least 1")
-        self._check("length", c.length, c.num_pairs)
-        for length in c.test_lengths:
-            self._check("test_lengths", length, c.num_pairs)
-        for length, pairs in c.stages or ():
-            self._check("stages", length, pairs)
+        if not self.config.power > 0:
+            raise TaskError(f"task.power={self.config.power}: give a number above 0")
+        super().prepare()
 
-    def fingerprint(self) -> str:
-        return digest(GENERATOR)
+    def settings(self) -> tuple[object, ...]:
+        return self.config.power, self.config.random_fillers
 
-    @property
-    def num_stages(self) -> int:
-        return len(self._stages())
+    def size_at(self, length: int) -> Size:
+        return length, self.config.num_pairs
 
-    def batch(
-        self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
-    ) -> Batch:
-        c = self.config
-        stage = stage_of(stage, self.num_stages, c.mix, split, c.data_seed, seed, index)
-        length, pairs = (c.length, c.num_pairs) if stage is None else self._stages()[stage]
+    def draw(self, rng: np.random.Generator, rows: int, size: Size) -> np.ndarray:
+        c, (length, pairs) = self.config, size
         first_value = c.vocab_size // 2
+        keys = 1 + rng.permuted(subsets(rng, rows, first_value - 1, pairs), axis=1)
+        values = rng.permuted(subsets(rng, rows, c.vocab_size - first_value, pairs), axis=1)
+        tokens = np.full((rows, length), FILLER, dtype=np.int64)
+        if c.random_fillers:
+            tokens = rng.integers(0, c.vocab_size, (rows, length), dtype=np.int64)
+            tokens[_member_of_row(tokens, keys, c.vocab_size)] = FILLER
+        tokens[:, : 2 * pairs : 2] = keys
+        tokens[:, 1 : 2 * pairs : 2] = first_value + values
+        slots = _weighted(rng, rows, (length - 2 * pairs) // 2, pairs, c.power)
+        np.put_along_axis(tokens, 2 * pairs + 2 * slots, keys, axis=1)
+        return tokens
 
-        def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
-            keys = 1 + rng.permuted(subsets(rng, rows, first_value - 1, pairs), axis=1)
-            values = rng.permuted(subsets(rng, rows, c.vocab_size - first_value, pairs), axis=1)
-            tokens = np.full((rows, length), FILLER, dtype=np.int64)
-            if c.random_fillers:
-                tokens = rng.integers(0, c.vocab_size, (rows, length), dtype=np.int64)
-                tokens[_member_of_row(tokens, keys, c.vocab_size)] = FILLER
-            tokens[:, : 2 * pairs : 2] = keys
-            tokens[:, 1 : 2 * pairs : 2] = first_value + values
-            slots = _weighted(rng, rows, (length - 2 * pairs) // 2, pairs, c.power)
-            np.put_along_axis(tokens, 2 * pairs + 2 * slots, keys, axis=1)
-            return tokens
-
-        purpose = (
-            GENERATOR,
-            c.data_seed,
-            c.vocab_size,
-            length,
-            pairs,
-            c.power,
-            c.random_fillers,
-        )
-        if split != "train":
-            first = index * batch_size
-            count = min(batch_size, c.eval_sequences - first)
-            inputs = fixed_rows(split, first, count, draw, *purpose)
-        elif c.train_examples is not None:
-            inputs = self._train_sets.rows(index, batch_size, c.train_examples, draw, purpose, seed)
-        else:
-            inputs = fresh_rows(split, batch_size, draw, *purpose, seed, index)
-        targets = _answers(inputs, pairs, c.vocab_size)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
-
-    def num_batches(self, split: Split, batch_size: int) -> int | None:
-        return None if split == "train" else -(-self.config.eval_sequences // batch_size)
+    def arrange(self, drawn: np.ndarray, size: Size, split: Split) -> Batch:
+        targets = _answers(drawn, size[1], self.vocab_size)
+        return Batch(torch.from_numpy(drawn), torch.from_numpy(targets))
 
     def chance(self) -> float:
         return 1 / (self.config.vocab_size - self.config.vocab_size // 2)
@@ -190,27 +141,14 @@ class Mqar(Task):
         scored = targets != IGNORE
         return {"first value": float((targets == inputs[:, 1:2])[scored].float().mean())}
 
-    def test_variants(self) -> dict[str, Self]:
-        return {
-            f"length={n}": self.with_config(length=n, test_lengths=())
-            for n in self.config.test_lengths
-        }
-
     def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
         """What followed the token where it stood first, among the pairs."""
         pairs = inputs[:, None, : 2 * self.config.num_pairs]
         first = (inputs[:, :, None] == pairs).int().argmax(2)
         return inputs.gather(1, (first + 1).clamp(max=inputs.shape[1] - 1))
 
-    @cached_property
-    def _train_sets(self) -> TrainSets:
-        return TrainSets()
-
-    def _stages(self) -> tuple[tuple[int, int], ...]:
-        """(length, pairs) of the curriculum."""
+    def derived_stages(self) -> tuple[Size, ...]:
         c = self.config
-        if c.stages is not None:
-            return c.stages
         doubling, length = [], SHORTEST_STAGE
         while length < c.length:
             pairs = min(c.num_pairs, length // 8)
@@ -219,12 +157,8 @@ class Mqar(Task):
             length *= 2
         return tuple(doubling)
 
-    def _distinct(self, pairs: int) -> int:
-        """At least so many sequences, the queries' places and the fillers left out."""
-        keys, values = self.vocab_size // 2 - 1, self.vocab_size - self.vocab_size // 2
-        return math.perm(keys, pairs) * math.perm(values, pairs)
-
-    def _check(self, key: str, length: int, pairs: int) -> None:
+    def check_size(self, key: str, size: Size) -> None:
+        length, pairs = size
         if pairs < 1 or length < 4 * pairs:
             raise TaskError(
                 f"task.{key}: length {length} with {pairs} pairs: the pairs and a slot of two "
@@ -237,6 +171,11 @@ class Mqar(Task):
                 f"{self._distinct(pairs)} distinct choices of keys and values, too few for three "
                 f"splits: at least {FEWEST_SEQUENCES} are needed; raise vocab_size"
             )
+
+    def _distinct(self, pairs: int) -> int:
+        """At least so many sequences, the queries' places and the fillers left out."""
+        keys, values = self.vocab_size // 2 - 1, self.vocab_size - self.vocab_size // 2
+        return math.perm(keys, pairs) * math.perm(values, pairs)
 
 
 def _weighted(

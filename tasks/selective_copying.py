@@ -9,24 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
-from seqbench.tasks.base import IGNORE, Batch, Scale, Split, Task, TaskError
-from seqbench.tasks.streams import (
-    FEWEST_SEQUENCES,
-    TrainSets,
-    digest,
-    fixed_rows,
-    fresh_rows,
-    stage_of,
-    subsets,
-)
+from seqbench.tasks.base import IGNORE, Batch, Scale, Split, TaskError
+from seqbench.tasks.generated import GeneratedTask, Size
+from seqbench.tasks.streams import FEWEST_SEQUENCES, subsets
 
-GENERATOR = "selective-copying, generator 2"  # raised when the sequences change
 TOKEN_STEPS = 8  # of the derived curriculum
 NOISE_AT_FIRST = 8  # noise tokens in its stages, while their data tokens become more
 BASELINE_SEQUENCES = 512
@@ -52,13 +43,12 @@ class SelectiveCopyingConfig:
     data_seed: int = 0  # moves all three splits
 
 
-class SelectiveCopying(Task):
+class SelectiveCopying(GeneratedTask):
     """Recall the data tokens among the noise, in order.
 
     Data tokens stand at random places of a body of noise; then come as many markers as there are
     data tokens, and at each marker the next data token is the answer. `length` counts the whole
-    input, markers too (the paper's 4096 leaves that open). Fresh sequences at every step; a hash of
-    its content gives each sequence to one split, and no other split ever draws it.
+    input, markers too (the paper's 4096 leaves that open). Fresh sequences at every step.
 
         Inputs   0 3 0 0 7 1 0 4 | 15 15 15 15      (noise 0, marker 15)
         Targets  - - - - - - - - |  3  7  1  4      (- is not scored)
@@ -72,6 +62,7 @@ class SelectiveCopying(Task):
     Guessing scores 1 / (vocab_size - 2) of the tokens.
     """
 
+    generator = "selective-copying, generator 2"
     Config = SelectiveCopyingConfig
     config: SelectiveCopyingConfig
     headline = "accuracy"
@@ -131,76 +122,43 @@ class SelectiveCopying(Task):
         ),
     }
 
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
     def prepare(self) -> None:
-        c = self.config
-        if c.vocab_size < 3:
+        if self.vocab_size < 3:
             raise TaskError(
-                f"task.vocab_size={c.vocab_size}: selective-copying needs noise, a marker and at "
-                "least one data token: give 3 or more"
+                f"task.vocab_size={self.vocab_size}: selective-copying needs noise, a marker and "
+                "at least one data token: give 3 or more"
             )
-        if not 0 <= c.mix <= 1:
-            raise TaskError(f"task.mix={c.mix}: a fraction of the batches: give 0 to 1")
-        for key in ("eval_sequences", "train_examples"):
-            value = getattr(c, key)
-            if value is not None and value < 1:
-                raise TaskError(f"task.{key}={value}: give at least 1")
-        self._check("length", c.length, c.num_tokens)
-        for length in c.test_lengths:
-            self._check("test_lengths", length, c.num_tokens)
-        for length, tokens in c.stages or ():
-            self._check("stages", length, tokens)
+        super().prepare()
 
-    def fingerprint(self) -> str:
-        return digest(GENERATOR)
+    def settings(self) -> tuple[object, ...]:
+        return ("mad-lab",) if self._is_mad else ()
 
-    @property
-    def num_stages(self) -> int:
-        return len(self._stages())
+    def size_at(self, length: int) -> Size:
+        return length, self.config.num_tokens
 
-    def batch(
-        self, split: Split, index: int, batch_size: int, *, seed: int = 0, stage: int | None = None
-    ) -> Batch:
-        c = self.config
-        stage = stage_of(stage, self.num_stages, c.mix, split, c.data_seed, seed, index)
-        length, tokens = (c.length, c.num_tokens) if stage is None else self._stages()[stage]
-        mad, marker = c.form == "mad-lab", c.vocab_size - 1
-        lowest, noise = (0, marker - 1) if mad else (1, 0)
-        body = length - tokens - mad
-
-        def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
-            if mad:
-                each = rng.multinomial(body - tokens, [1 / tokens] * tokens, rows)
-                places = each.cumsum(axis=1) + np.arange(tokens)
-            else:
-                places = subsets(rng, rows, body, tokens)
-            values = rng.integers(lowest, lowest + marker - 1, (rows, tokens), dtype=np.int64)
-            return np.concatenate([places, values], axis=1)  # all that there is to a sequence
-
-        purpose: tuple[object, ...] = (GENERATOR, c.data_seed, c.vocab_size, length, tokens)
-        if mad:
-            purpose += (c.form,)
-        if split != "train":
-            first = index * batch_size
-            count = min(batch_size, c.eval_sequences - first)
-            drawn = fixed_rows(split, first, count, draw, *purpose)
-        elif c.train_examples is not None:
-            drawn = self._train_sets.rows(index, batch_size, c.train_examples, draw, purpose, seed)
+    def draw(self, rng: np.random.Generator, rows: int, size: Size) -> np.ndarray:
+        """The places of the data tokens, then what they are."""
+        body, (_, tokens) = self._body(size), size
+        if self._is_mad:
+            each = rng.multinomial(body - tokens, [1 / tokens] * tokens, rows)
+            places = each.cumsum(axis=1) + np.arange(tokens)
         else:
-            drawn = fresh_rows(split, batch_size, draw, *purpose, seed, index)
+            places = subsets(rng, rows, body, tokens)
+        lowest = 0 if self._is_mad else 1
+        highest = lowest + self.vocab_size - 2
+        values = rng.integers(lowest, highest, (rows, tokens), dtype=np.int64)
+        return np.concatenate([places, values], axis=1)
+
+    def arrange(self, drawn: np.ndarray, size: Size, split: Split) -> Batch:
+        body, (length, tokens) = self._body(size), size
+        marker = self.vocab_size - 1
         places, values = drawn[:, :tokens], drawn[:, tokens:]
-        inputs = np.full((len(drawn), length), noise, dtype=np.int64)
+        inputs = np.full((len(drawn), length), marker - 1 if self._is_mad else 0, dtype=np.int64)
         np.put_along_axis(inputs, places, values, axis=1)
-        inputs[:, body : body + 1 if mad else length] = marker
+        inputs[:, body : body + 1 if self._is_mad else length] = marker
         targets = np.full((len(drawn), length), IGNORE, dtype=np.int64)
         targets[:, length - tokens :] = values
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
-
-    def num_batches(self, split: Split, batch_size: int) -> int | None:
-        return None if split == "train" else -(-self.config.eval_sequences // batch_size)
 
     def chance(self) -> float:
         return 1 / (self.config.vocab_size - 2)
@@ -212,15 +170,9 @@ class SelectiveCopying(Task):
         counts = np.stack([np.bincount(row, minlength=self.vocab_size) for row in data])
         return {"most frequent token": float(counts.max(1).sum() / data.size)}
 
-    def test_variants(self) -> dict[str, Self]:
-        return {
-            f"length={n}": self.with_config(length=n, test_lengths=())
-            for n in self.config.test_lengths
-        }
-
     def oracle(self, inputs: torch.Tensor) -> torch.Tensor:
         """The data tokens of each row in order: one at each marker, or from MAD's marker on."""
-        mad, marker = self.config.form == "mad-lab", self.config.vocab_size - 1
+        mad, marker = self._is_mad, self.vocab_size - 1
         is_marker = inputs == marker
         is_data = ~is_marker & (inputs != (marker - 1 if mad else 0))
         asked = is_marker.cumsum(1)
@@ -229,15 +181,8 @@ class SelectiveCopying(Task):
         data_first = torch.argsort((~is_data).long(), dim=1, stable=True)
         return inputs.gather(1, data_first.gather(1, (asked - 1).clamp(min=0)))
 
-    @cached_property
-    def _train_sets(self) -> TrainSets:
-        return TrainSets()
-
-    def _stages(self) -> tuple[tuple[int, int], ...]:
-        """(length, data tokens) of the curriculum."""
+    def derived_stages(self) -> tuple[Size, ...]:
         c = self.config
-        if c.stages is not None:
-            return c.stages
         step = max(1, c.num_tokens // TOKEN_STEPS)
         counts = [*range(step, c.num_tokens, step), c.num_tokens]
         # More tokens at once would have to be learned at the price of a longer sequence.
@@ -247,27 +192,38 @@ class SelectiveCopying(Task):
             stages.append((length, c.num_tokens))
             length *= 2
         return tuple(
-            (length, tokens)
-            for length, tokens in stages
-            if length < c.length and self._distinct(length, tokens) >= FEWEST_SEQUENCES
+            size
+            for size in stages
+            if size[0] < c.length and self._distinct(size) >= FEWEST_SEQUENCES
         )
 
-    def _distinct(self, length: int, tokens: int) -> int:
-        # With noise only before a data token, MAD's last one always ends the body.
-        free = 1 if self.config.form == "mad-lab" else 0
-        places = math.comb(length - tokens - 2 * free, tokens - free)
-        return places * (self.config.vocab_size - 2) ** tokens
-
-    def _check(self, key: str, length: int, tokens: int) -> None:
-        shortest = 2 * max(1, tokens) + (self.config.form == "mad-lab")
+    def check_size(self, key: str, size: Size) -> None:
+        length, tokens = size
+        shortest = 2 * max(1, tokens) + self._is_mad
         if tokens < 1 or length < shortest:
             raise TaskError(
                 f"task.{key}: length {length} with {tokens} data tokens: the data and as many "
                 f"answers must fit: give at least 1 token and length {shortest}"
             )
-        if self._distinct(length, tokens) < FEWEST_SEQUENCES:
+        if self._distinct(size) < FEWEST_SEQUENCES:
             raise TaskError(
                 f"task.{key}: length {length} with {tokens} data tokens has only "
-                f"{self._distinct(length, tokens)} distinct sequences, too few for three splits: "
+                f"{self._distinct(size)} distinct sequences, too few for three splits: "
                 f"at least {FEWEST_SEQUENCES} are needed; raise length or vocab_size"
             )
+
+    @property
+    def _is_mad(self) -> bool:
+        return bool(self.config.form == "mad-lab")
+
+    def _body(self, size: Size) -> int:
+        """Positions of noise and data, before the marker."""
+        length, tokens = size
+        return length - tokens - self._is_mad
+
+    def _distinct(self, size: Size) -> int:
+        length, tokens = size
+        # With noise only before a data token, MAD's last one always ends the body.
+        free = int(self._is_mad)
+        places = math.comb(length - tokens - 2 * free, tokens - free)
+        return places * (self.vocab_size - 2) ** tokens

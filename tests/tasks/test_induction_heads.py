@@ -33,7 +33,7 @@ def test_score_all_trains_on_every_next_token_and_tests_on_the_answer() -> None:
 
 
 def test_the_curriculum_doubles_up_to_the_task() -> None:
-    assert _task(length=256)._stages() == (8, 16, 32, 64, 128)
+    assert _task(length=256).stages == ((8,), (16,), (32,), (64,), (128,))
     assert _task(length=256, stages=(10, 20)).batch("train", 0, 2, stage=1).inputs.shape == (2, 20)
 
 
@@ -50,7 +50,7 @@ def test_a_large_vocabulary() -> None:
 
 
 def test_the_sequences_are_pinned() -> None:
-    # A change here is a new generator: raise GENERATOR, or old records claim data they never saw.
+    # A change here is a new generator: raise the number, or old records claim data they never saw.
     inputs, targets = _task(length=128).batch("train", 3, 8, seed=1)
     data = inputs.numpy().astype("<i8").tobytes() + targets.numpy().astype("<i8").tobytes()
     assert hashlib.sha256(data).hexdigest()[:16] == "e751492d6b4c6cc4"

@@ -38,8 +38,8 @@ def test_most_queries_come_soon_and_evenly_with_power_1() -> None:
 
 
 def test_the_curriculum_doubles_up_to_the_task() -> None:
-    assert _task()._stages() == ((8, 1), (16, 2), (32, 4))
-    assert _task(vocab_size=8)._stages()[:1] != ((8, 1),)  # 3 x 4 choices are too few to split
+    assert _task().stages == ((8, 1), (16, 2), (32, 4))
+    assert _task(vocab_size=8).stages[:1] != ((8, 1),)  # 3 x 4 choices are too few to split
     inputs, targets = _task(stages=((12, 3),)).batch("train", 0, 2, stage=0)
     assert inputs.shape == (2, 12) and (targets != IGNORE).sum() == 6
 
@@ -57,7 +57,7 @@ def test_a_finite_train_set_comes_again_after_an_epoch() -> None:
 
 
 def test_the_sequences_are_pinned() -> None:
-    # A change here is a new generator: raise GENERATOR, or old records claim data they never saw.
+    # A change here is a new generator: raise the number, or old records claim data they never saw.
     inputs, targets = _task().batch("train", 3, 8, seed=1)
     data = inputs.numpy().astype("<i8").tobytes() + targets.numpy().astype("<i8").tobytes()
     assert hashlib.sha256(data).hexdigest()[:16] == "223c72c5a7862228"

@@ -57,15 +57,15 @@ def test_the_whole_body_can_be_data() -> None:
 
 
 def test_the_curriculum_raises_the_tokens_then_the_length() -> None:
-    stages = _task(length=256)._stages()
+    stages = _task(length=256).stages
     assert stages[:2] == ((12, 2), (16, 4)) and stages[-4:] == (
         (36, 14),
         (40, 16),
         (64, 16),
         (128, 16),
     )
-    assert _task(length=64)._stages()[-1] == (40, 16)
-    assert _task(length=100, num_tokens=3)._stages() == (
+    assert _task(length=64).stages[-1] == (40, 16)
+    assert _task(length=100, num_tokens=3).stages == (
         (12, 2),
         (14, 3),
         (16, 3),
@@ -79,7 +79,7 @@ def test_the_curriculum_raises_the_tokens_then_the_length() -> None:
 
 
 def test_stages_too_small_to_split_are_left_out() -> None:
-    assert (12, 2) not in _task(length=64, num_tokens=16, vocab_size=3)._stages()
+    assert (12, 2) not in _task(length=64, num_tokens=16, vocab_size=3).stages
 
 
 def test_test_lengths_give_variants() -> None:
@@ -90,7 +90,7 @@ def test_test_lengths_give_variants() -> None:
 
 
 def test_the_sequences_are_pinned() -> None:
-    # A change here is a new generator: raise GENERATOR, or old records claim data they never saw.
+    # A change here is a new generator: raise the number, or old records claim data they never saw.
     inputs, targets = _task(length=128).batch("train", 3, 8, seed=1)
     data = inputs.numpy().astype("<i8").tobytes() + targets.numpy().astype("<i8").tobytes()
     assert hashlib.sha256(data).hexdigest()[:16] == "6254e0e0c1fb7fe4"
