@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqbench.kernels.selective_scan import torch_chunked
+from seqbench.kernels.selective_scan import torch_chunked, triton_kernels
 from seqbench.kernels.selective_scan import triton as scan
 
 SHAPES = {
@@ -119,6 +119,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "16, 16 wide, 4, 2": {"NUMBERS": 16, "LANES": 16, **steps(4, 2)},
     "16, 32 wide, 4, 2": {"NUMBERS": 16, "LANES": 32, **steps(4, 2)},
     "every 16": {"EVERY": 16},
+    # Compiled for fewer registers more programs stay on a multiprocessor, if nothing spills.
+    "4 a lane, 168 registers": {"NUMBERS": 4, "REGISTERS": 168},
+    "4 a lane, 128 registers": {"NUMBERS": 4, "REGISTERS": 128},
+    "160 registers": {"REGISTERS": 160},
     "programs 8": {"PROGRAMS_TO_FILL": 8, "PROGRAMS_WANTED": 8},
     "programs 12": {"PROGRAMS_TO_FILL": 12, "PROGRAMS_WANTED": 12},
     "programs 32": {"PROGRAMS_WANTED": 32},
@@ -126,7 +130,24 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Limited:
+    """A kernel compiled for so many registers a lane."""
+
+    def __init__(self, kernel: Any, registers: int) -> None:
+        self.kernel, self.registers, self.arg_names = kernel, registers, kernel.arg_names
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return partial(self.kernel[grid], maxnreg=self.registers)
+
+
+KERNELS = {name: getattr(triton_kernels, name) for name in DEFAULTS["STEPS"]}
+
+
 def configure(changes: dict[str, Any]) -> None:
+    changes = dict(changes)
+    registers = changes.pop("REGISTERS", None)
+    for name, kernel in KERNELS.items():
+        setattr(triton_kernels, name, Limited(kernel, registers) if registers else kernel)
     for name, value in {**DEFAULTS, **changes}.items():
         setattr(scan, f"_{name}", value)
 
@@ -160,13 +181,13 @@ def tune(title: str, shape: tuple[int, int, int, int], exps: float, *, quick: bo
                 partial(scan.backward, dy, None, **call, checkpoints=checkpoints, needs=needs)
             )
             print(
-                f"{title:10s} {label:18s} forward {forward * 1e3:8.3f} ms"
+                f"{title:10s} {label:24s} forward {forward * 1e3:8.3f} ms"
                 f" {elements / forward / exps:5.1%}   backward {backward * 1e3:8.3f} ms"
                 f" {2 * elements / backward / exps:5.1%} (of 2 exps)",
                 flush=True,
             )
         except Exception as error:
-            print(f"{title:10s} {label:18s} {type(error).__name__}: {str(error)[:200]}", flush=True)
+            print(f"{title:10s} {label:24s} {type(error).__name__}: {str(error)[:200]}", flush=True)
     configure({})
 
 
