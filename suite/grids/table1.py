@@ -3,12 +3,13 @@
 cpu: 16 tokens at length 256 (the paper's is 4096), widths that give every row nearly mamba's size,
 one recipe and one budget for all rows; see `selective-copying`'s cpu scale for its curriculum,
 which is over by a tenth of the steps: S6 without a gate learns most at the full length. The recipe
-is the one of 16 tried (steps, rate, batch, Adam's beta2, clipping, the curriculum's share) in which
-that row did best in three seeds; the other rows were not tuned.
+follows the best of 16 tried on that row's three seeds (steps, rate, batch, Adam's beta2, clipping,
+the curriculum's share); the other rows were not tuned.
 paper: length 4096, D 64 and 400K steps a row, for a GPU.
 
-Cost: about 10 minutes a cell on one core, about two hours for the 24 on 2 quiet cores with
-`--workers 2`; 5 minutes on two H100s with `--workers 24 --cells-per-gpu 12` under NVIDIA's MPS.
+Cost: 4 to 14 minutes a cell on one core, an hour and 50 minutes for the 24 on 2 cores with
+`--workers 2 --threads 1`; a few minutes on two H100s with `--workers 24 --cells-per-gpu 12` under
+NVIDIA's MPS.
 Expected: the rows with S6 at 95 % of the tokens or more, every other at least 20 points below.
 """
 
