@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,8 @@ DASHES = ("-", "--", ":", "-.")
 INK = "#24292f"
 MUTED = "#6e7781"
 GOOD, BAD = "#116329", "#b3261e"
-# A plot holds so many lines, the best ones; a report draws so many panels, the first ones, and
-# fewer where there are thousands of records: a panel takes two seconds.
+# A plot holds so many lines, the best ones; a report draws so many panels, every task's largest
+# first, and fewer where there are thousands of records: a panel takes two seconds.
 MOST_LINES = 12
 MOST_PANELS = 16
 MANY_RECORDS = 1000
@@ -106,7 +107,8 @@ def draw_all(
     everything = _panels(found, style, names or {})
     if not everything:
         return
-    panels = everything[: MOST_PANELS if len(records) <= MANY_RECORDS else PANELS_OF_MANY]
+    room = MOST_PANELS if len(records) <= MANY_RECORDS else PANELS_OF_MANY
+    panels = _foremost(everything, room)
     yield overview(panels, style, grid, len(everything))
     for panel in panels:
         if any(len(r.curve) > 1 for r in panel.records):
@@ -162,7 +164,8 @@ def overview(
     if cut:
         caption += f" Where there are more than {MOST_LINES}, the best {MOST_LINES}."
     if of > len(panels):
-        caption += f" The first {len(panels)} of {of} settings; the tables have all."
+        caption += f" {len(panels)} of {of} settings, of every task those with most models first;"
+        caption += " the tables have all."
     return page.plot("overview", caption, digests)
 
 
@@ -467,10 +470,13 @@ def against_x(drawn: Drawn) -> Plot:
 def against_bands(verdict: Verdict) -> Plot | None:
     """Our seeds and median of every row beside its band and the paper's number.
 
-    None where the rows are of test variants (those lie on the plot against length) or too many.
+    None where the rows are of test variants (those lie on the plot against length), too many, or
+    all without results.
     """
-    lines = [line for line in verdict.lines if line.values and not line.row.variant]
-    if not lines or len(lines) > 40 or len({line.row.metric for line in lines}) > 1:
+    lines = [line for line in verdict.lines if not line.row.variant]
+    if len(lines) > 40 or len({line.row.metric for line in lines}) > 1:
+        return None
+    if not any(line.values for line in lines):
         return None
     metric = lines[0].row.metric
     scale = _scale_of(metric)
@@ -502,7 +508,6 @@ def against_bands(verdict: Verdict) -> Plot | None:
                 axis.barh(
                     [y], [end - start], left=[start], height=0.72, color="#cfe3f5", label="band"
                 )
-            assert line.median is not None
             axis.plot(
                 [scale * v for v in line.values],
                 [y] * len(line.values),
@@ -513,16 +518,20 @@ def against_bands(verdict: Verdict) -> Plot | None:
                 alpha=0.55,
                 label="a seed",
             )
-            axis.plot(
-                [scale * line.median],
-                [y],
-                marker="|",
-                markersize=15,
-                markeredgewidth=3,
-                linestyle="none",
-                color=s.color,
-                label="our median",
-            )
+            if line.median is None:
+                _beside(axis, y, line.verdict, MUTED)
+            else:
+                axis.plot(
+                    [scale * line.median],
+                    [y],
+                    marker="|",
+                    markersize=15,
+                    markeredgewidth=3,
+                    linestyle="none",
+                    color=s.color,
+                    label="our median",
+                )
+                _beside(axis, y, f"{metric_text(line.median, metric)}  {line.verdict}", s.color)
             if y in papers:
                 axis.plot(
                     [papers[y]],
@@ -534,7 +543,6 @@ def against_bands(verdict: Verdict) -> Plot | None:
                     linestyle="none",
                     label="paper (its own scale)",
                 )
-            _beside(axis, y, f"{metric_text(line.median, metric)}  {line.verdict}", s.color)
         axis.set_yticks(range(len(lines)), [line.row.name for line in lines])
         axis.set_ylim(len(lines) - 0.4, -0.6)
         axis.grid(visible=False, axis="y")
@@ -1096,6 +1104,16 @@ def _panels(
     for row in found:
         together.setdefault((row.task, row.scale, row.task_setting), []).append(row)
     return [_panel(row_list, style, names) for row_list in together.values()]
+
+
+def _foremost(panels: Sequence[Panel], room: int) -> list[Panel]:
+    """So many panels, in their order: from every task in turn the one with most entries left."""
+    of_task: dict[str, list[int]] = {}
+    for i in sorted(range(len(panels)), key=lambda i: -len(panels[i].entries)):
+        of_task.setdefault(panels[i].example.cell.task, []).append(i)
+    turns = zip_longest(*of_task.values())
+    taken = [i for turn in turns for i in turn if i is not None][:room]
+    return [panels[i] for i in sorted(taken)]
 
 
 def _panel(found: Sequence[Row], style: Mapping[str, Style], names: Mapping[str, str]) -> Panel:

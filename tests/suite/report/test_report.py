@@ -309,7 +309,23 @@ def test_many_settings_make_few_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     made += [record("dna", "mamba", seed=s, train={"lr": 1e-4}) for s in range(1, 20)]
     fewer = list(plots.draw_all(made))
     assert [p.name for p in fewer] == [p.name for p in drawn[:4]]
-    assert "The first 2 of 3" in fewer[0].caption
+    assert "2 of 3 settings" in fewer[0].caption
+
+
+def test_a_task_of_many_settings_leaves_room_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plots, "MOST_PANELS", 3)
+    made = [record("dna", task_config={"length": n}) for n in (64, 128, 256, 512)]
+    made += [
+        record("dna", "s4", task_config={"length": 512}),
+        record("piano"),
+        record("piano", "s4"),
+    ]
+    names = [p.name for p in plots.draw_all(made)]
+    curves = [name for name in names if name.startswith("curves-")]
+    assert len(curves) == 3 and "curves-piano-cpu" in curves
+    assert [name for name in curves if "512" in name]  # the one with most models
 
 
 def test_pareto_front() -> None:
