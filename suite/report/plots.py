@@ -65,6 +65,7 @@ MOST_PANELS = 16
 MANY_RECORDS = 1000
 PANELS_OF_MANY = 5
 FAR = 30.0  # times our largest cost: from there on the paper's panel has its own x axis
+LONGEST_NAME = 55  # characters, of a row of the overview
 WIDTH = 10.0  # inches; at 100 dots per inch what a README shows
 DPI = 100
 
@@ -140,19 +141,30 @@ def overview(
     panels: Sequence[Panel], style: Mapping[str, Style], grid: str | None, of: int
 ) -> Plot:
     """One panel each: every model's test score with its interval, above chance and baselines."""
-    named = [e.label for p in panels for e in p.shown]
+    named = [_shortened(e.label) for p in panels for e in p.shown]
     named += [name for p in panels for name, _ in _references(p.example)]
-    label = min(4.5, 0.3 + 0.072 * max(len(name) for name in named))  # inches for the names
+    label = 0.3 + 0.072 * max(len(name) for name in named)  # inches for the names
+    scores = [
+        score_text(e.group.score, p.example.headline)
+        for p in panels
+        for e in p.shown
+        if e.group.score is not None
+    ]
+    number = 0.3 + 0.062 * max((len(text) for text in scores), default=5)  # and for the numbers
     columns = min(2 if label < 2.2 else 1, len(panels))
     counts = [len(p.shown) + len(_references(p.example)) for p in panels]
     most = [max(counts[i : i + columns]) for i in range(0, len(panels), columns)]
     height = 0.4 + sum(0.85 + 0.22 * n for n in most)
     title = f"Test results{f' of grid {grid}' if grid else ''}"
     with _figure(title, height, [r for panel in panels for r in panel.records]) as page:
-        gap = label + 1.1  # and for the numbers of the panel before
-        panel = (WIDTH * 0.89 - label - (columns - 1) * gap) / columns
+        panel = (WIDTH - columns * (label + number)) / columns
         axes = page.grid(
-            len(most), columns, wspace=gap / panel, left=label / WIDTH, right=0.89, ratios=most
+            len(most),
+            columns,
+            wspace=(label + number) / panel,
+            left=label / WIDTH,
+            right=1 - number / WIDTH,
+            ratios=most,
         )
         for i, (drawn, axis) in enumerate(zip(panels, axes, strict=False)):
             _overview_panel(axis, drawn, most[i // columns])
@@ -862,7 +874,7 @@ def _overview_panel(axis: Axes, panel: Panel, most: int) -> None:
     example, shown = panel.example, panel.shown
     scale = _scale_of(example.headline)
     references = _references(example)
-    names = [*(e.label for e in shown), *(name for name, _ in references)]
+    names = [*(_shortened(e.label) for e in shown), *(name for name, _ in references)]
     means = [scale * e.group.score.mean for e in shown if e.group.score is not None]
     low, high = _limits(example, means, [value for _, value in references])
     axis.set_xlim(low, high)
@@ -907,6 +919,11 @@ def _overview_panel(axis: Axes, panel: Panel, most: int) -> None:
     axis.grid(visible=False, axis="y")
     axis.set_title(panel.title, fontsize=10, fontweight="bold", loc="left", pad=6)
     axis.set_xlabel(metric_label(example.headline, example.higher_is_better), fontsize=9)
+
+
+def _shortened(name: str) -> str:
+    """With its middle left out, if there is no room for all of it."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:34]} … {name[-18:]}"
 
 
 def _limits(
