@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -141,6 +142,8 @@ def evaluate_checkpoint(
         model.to(device), words, batch_size=batch_size, max_length=max_length, device=device
     )
     wanted = list(dict.fromkeys(asked))
+    # Its bootstrap would fork this process into a pool, which hangs where a thread held a lock.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with contextlib.redirect_stdout(sys.stderr):  # where the harness tells how far it is
         try:
             manager.load(wanted)  # and the data sets, which it keeps

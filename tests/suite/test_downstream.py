@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import sys
 import warnings
@@ -180,11 +181,15 @@ def finished(tmp_path: Path) -> tuple[Path, str]:
 
 
 def test_a_checkpoint_of_ours_is_scored_on_local_tasks(
-    include: Path, finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    include: Path,
+    finished: tuple[Path, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from seqbench.suite.cli import app
 
     results, digest = finished
+    monkeypatch.setattr(multiprocessing, "Pool", None)  # a fork of this process, which could hang
     asked_for = ["eval", digest[:8], "--tasks", "local_choice,local_last_word"]
     app(
         [*asked_for, "--include", str(include), "--results", str(results), "--json"],
