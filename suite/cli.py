@@ -616,7 +616,7 @@ def _progress_lines(quiet: bool) -> Callable[[str], None]:
 
 def _so_far(results: Path) -> Callable[[Result], object]:
     """Writes what a bench has found by now, so that one that is ended leaves it behind."""
-    return lambda found: found.write_json(results / "bench")
+    return lambda found: found.write(results / "bench")
 
 
 def _show(done: Result, results: Path, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from seqbench.suite.environment import environment
+from seqbench.suite.records import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,21 +84,12 @@ class Result(ABC):
 
     def write(self, folder: Path) -> list[Path]:
         """NAME.json, NAME.png and NAME.svg in `folder`."""
-        paths = [
-            self.write_json(folder),
-            *(folder / f"{self.name}.{end}" for end in ("png", "svg")),
-        ]
+        paths = [folder / f"{self.name}.{suffix}" for suffix in ("json", "png", "svg")]
+        write_file(paths[0], f"{self.to_json()}\n".encode())
         figure = self.plot()
         for path in paths[1:]:
             figure.savefig(path, dpi=150, bbox_inches="tight")
         return paths
-
-    def write_json(self, folder: Path) -> Path:
-        """NAME.json in `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.json"
-        path.write_text(self.to_json() + "\n")
-        return path
 
 
 @contextlib.contextmanager

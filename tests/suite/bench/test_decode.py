@@ -48,7 +48,15 @@ def test_bench_times_both_and_counts_their_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode, "_ROUNDS", 1)
-    result = decode.bench_decode(batches=(3, 20), threads=1, scale=TINY, prompt=40)
+    parts: list[int] = []  # rows that a bench that is ended would leave behind
+    result = decode.bench_decode(
+        batches=(3, 20),
+        threads=1,
+        scale=TINY,
+        prompt=40,
+        so_far=lambda found: parts.append(len(found.rows)),
+    )
+    assert parts == [3, 6]
     assert [row.model for row in result.rows] == ["mamba", "transformer", decode.GROWING] * 2
     sizes = result.parameters
     assert abs(sizes["mamba"] - sizes["transformer"]) < 0.25 * sizes["mamba"]

@@ -81,7 +81,7 @@ def test_bench_reports_every_entrant_as_table_json_and_plot(
     parts: list[dict[str, Any]] = []  # what a bench that is ended would leave behind
 
     def so_far(found: scan.ScanBench) -> None:
-        parts.append(json.loads(found.write_json(tmp_path).read_text()))
+        parts.append(json.loads(found.write(tmp_path)[0].read_text()))
 
     result = scan.bench_scan(
         sizes=(SMALL, replace(SMALL, length=80)),
