@@ -51,7 +51,7 @@ PAPER_RATES: dict[str, dict[int, int]] = {
 
 _SPARE = 16  # places of the cache beyond prompt and tokens: warming up uses some
 _ROUNDS = 3
-_STEPS_A_GRAPH = 4  # the state is copied back once a graph
+_STEPS_A_GRAPH = 16  # the state is copied back once a graph; divides TOKENS
 # Largest difference between logits of `forward` and of decoding, over the largest logit.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
