@@ -61,7 +61,7 @@ GOOD, BAD = "#116329", "#b3261e"
 # A plot holds so many lines, the best ones; a report draws so many panels, every task's largest
 # first, and fewer where there are thousands of records: a panel takes two seconds.
 MOST_LINES = 12
-MOST_PANELS = 16
+MOST_PANELS = 20
 MANY_RECORDS = 1000
 PANELS_OF_MANY = 5
 FAR = 30.0  # times our largest cost: from there on the paper's panel has its own x axis
