@@ -272,6 +272,12 @@ class ScanBench(Result):
                 f"{ours.entrant} over {YARDSTICK} at {size}: {ratios['forward']:.0f}x forward, "
                 f"{ratios['both']:.0f}x forward and backward{share}"
             )
+            if ours.floor and peer.forward:
+                lines.append(
+                    f"{YARDSTICK} over the floor at {size}, the most any scan here can be ahead: "
+                    f"{peer.forward.median / ours.floor.forward:.0f}x forward, "
+                    f"{peer.both.median / ours.floor.both:.0f}x forward and backward"
+                )
         return lines
 
     def _ahead(self) -> list[str]:

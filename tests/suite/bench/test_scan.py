@@ -143,6 +143,7 @@ def test_remarks_say_who_is_ahead_and_how_near_the_floor_is() -> None:
     text = "\n".join(bench.remarks())
     assert "50 % of the floor forward, 50 % backward, 50 % in all" in text
     assert "100x forward and backward, in 5.0% of its extra memory" in text
+    assert "the most any scan here can be ahead: 1x forward, 200x forward and backward" in text
     assert "behind: mambapy pscan forward at (1, 40, 8, 4)" in text
     assert "over the compiled peer: at least 10x forward, 100x forward and backward" in text
 
