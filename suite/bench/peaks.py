@@ -118,7 +118,7 @@ def _of_instruction_set(name: str) -> Peaks:
 
     return Peaks(
         instructions=name,
-        exp2=best(library.peak_exp2, exp2s),
+        exp2=max(best(library.peak_exp2, exp2s, ctypes.c_int64(k)) for k in (2, 4, 8)),
         multiply_add=best(library.peak_multiply_add, multiply_adds),
         bandwidth=best(library.peak_read, source, read),
     )

@@ -13,8 +13,9 @@ namespace {
 constexpr int64_t FLOATS = 2048;  // in and out lie in the first-level cache: loads and stores are free
 // As many side by side as hide the latency of one, and fit registers.
 constexpr int CHAINS = W == 16 ? 16 : 10;
-constexpr int TOGETHER = W == 16 ? 8 : 4;
 
+// How many vectors in step are fastest differs between processors, by a factor of two.
+template <int TOGETHER>
 void repeat_exp2(int64_t repeats) {
   alignas(64) float in[FLOATS], out[FLOATS];
   for (int64_t i = 0; i < FLOATS; i++) in[i] = -8.0f * (float)i / FLOATS;
@@ -67,9 +68,10 @@ volatile float sink;
 
 extern "C" {
 
-// One rate a thread, into `rates`.
-void peak_exp2(const Team* team, int64_t repeats, double* rates) {
-  rate(*team, rates, (double)repeats * FLOATS, [&](int64_t) { repeat_exp2(repeats); });
+// One rate a thread, into `rates`; `together` is 2, 4 or 8 vectors.
+void peak_exp2(const Team* team, int64_t repeats, int64_t together, double* rates) {
+  const auto work = together == 2 ? repeat_exp2<2> : together == 4 ? repeat_exp2<4> : repeat_exp2<8>;
+  rate(*team, rates, (double)repeats * FLOATS, [&](int64_t) { work(repeats); });
 }
 
 void peak_multiply_add(const Team* team, int64_t repeats, double* rates) {
