@@ -2,7 +2,8 @@
 //
 // A task is one sequence and a group of blocks of 16 channels. It walks the chunks in time; in a
 // chunk each block first turns its inputs into float32 rows in the first-level cache (any dtype, any
-// width, softplus, gate), then runs the recurrence for a few states at a time, held in registers.
+// width, softplus, gate), then takes a few states at a time: all their decays, then the recurrence,
+// states held in registers.
 // Forward keeps the state before every chunk (the checkpoints); backward recomputes a chunk from it.
 //
 // Nothing depends on the number of threads: groups, segments and the order of every sum follow from
@@ -22,6 +23,8 @@ constexpr int FWD_STATES = 8, BWD_STATES = 8;
 #else
 constexpr int FWD_STATES = 4, BWD_STATES = 4;
 #endif
+// Vectors of channels side by side in forward: they share what is loaded of B_t and C_t.
+constexpr int LANES = V > 1 ? 2 : 1;
 
 using ScanArgs = Arguments<float>;
 
@@ -111,11 +114,11 @@ struct Projection {
 };
 
 template <bool SELECTIVE>
-INLINE vf projection(const Projection& p, int64_t t, int64_t n) {
+INLINE vf projection(const Projection& p, int64_t t, int64_t n, int64_t l = 0) {
   if constexpr (SELECTIVE)
     return splat(p.data[t * p.stride + n]);
   else
-    return load(p.data + n * BLOCK);
+    return load(p.data + n * BLOCK + l * W);
 }
 template <bool SELECTIVE>
 INLINE Projection at(const Projection& p, const float* constant, int64_t n, int64_t lane) {
@@ -174,10 +177,10 @@ struct Ahead {
  private:
   int64_t pass = 0;
 };
-// How often `for_states` calls its function, for every vector of a block.
-template <int MOST>
+// How often `for_states` calls its function, for every L vectors of a block.
+template <int MOST, int L>
 int64_t passes_of(int64_t state) {
-  return (state / MOST + __builtin_popcountll(state % MOST)) * V;
+  return (state / MOST + __builtin_popcountll(state % MOST)) * (V / L);
 }
 
 // A chunk of one block of channels in memory, where the block is whole; else a copy in `staging`.
@@ -217,27 +220,50 @@ INLINE void for_vectors(int64_t steps, const F& f) {
   for (; t < steps; t++) f(Count<V>(), t);
 }
 
+// exp(Δ A) for K states and L vectors of channels; the rows of Δ are `row` floats apart. They do not
+// wait for one another as the steps of a recurrence do: apart from it they fill the pipes.
+template <int K, int L, bool WITHIN>
+static void decays(int64_t steps, const Lines& lines, const float* delta, int64_t row,
+                   const float* A, float* out) {
+  for (int64_t t = 0; t < steps; t++) {
+    lines.fetch(t);
+    for (int l = 0; l < L; l++) {
+      const vf dt = load(delta + t * row + l * W);
+      vf x[K];
+      for (int k = 0; k < K; k++) x[k] = dt * load(A + k * BLOCK + l * W);
+      exp2s<K, WITHIN>(x);
+      for (int k = 0; k < K; k++) store(out + ((t * K + k) * L + l) * W, x[k]);
+    }
+  }
+}
+
 // ---- Forward
 
-// h and y of a span for K states and one vector of channels; the rows are 16 floats apart.
-template <int K, bool SB, bool SC, bool WITHIN>
-static void recur(const Span& span, const Lines& lines, const float* delta, const float* x,
-                  float* y, const float* A, Projection B, Projection C, float* state) {
-  vf h[K];
-  for (int k = 0; k < K; k++) h[k] = span.reset ? splat(0.0f) : load(state + k * BLOCK);
+// h and y of a span for K states and L vectors of channels; the rows are 16 floats apart.
+template <int K, int L, bool SB, bool SC>
+static void recur(const Span& span, const float* decay, const float* x, float* y, Projection B,
+                  Projection C, float* state) {
+  vf h[K][L];
+  for (int k = 0; k < K; k++)
+    for (int l = 0; l < L; l++)
+      h[k][l] = span.reset ? splat(0.0f) : load(state + k * BLOCK + l * W);
   for (int64_t t = span.start; t < span.end; t++) {
-    const vf dt = load(delta + t * BLOCK), xt = load(x + t * BLOCK);
-    vf sum = load(y + t * BLOCK), decay[K];
-    lines.fetch(t);
-    for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
-    exp2s<K, WITHIN>(decay);
-    for (int k = 0; k < K; k++) {
-      h[k] = decay[k] * h[k] + projection<SB>(B, t, k) * xt;
-      sum += projection<SC>(C, t, k) * h[k];
+    vf xt[L], sum[L];
+    for (int l = 0; l < L; l++) {
+      xt[l] = load(x + t * BLOCK + l * W);
+      sum[l] = load(y + t * BLOCK + l * W);
     }
-    store(y + t * BLOCK, sum);
+    for (int k = 0; k < K; k++)
+      for (int l = 0; l < L; l++) {
+        // This product first: it is the one that becomes an FMA, so that h is rounded once a step.
+        const vf kept = load(decay + ((t * K + k) * L + l) * W) * h[k][l];
+        h[k][l] = kept + projection<SB>(B, t, k, l) * xt[l];
+        sum[l] += projection<SC>(C, t, k, l) * h[k][l];
+      }
+    for (int l = 0; l < L; l++) store(y + t * BLOCK + l * W, sum[l]);
   }
-  for (int k = 0; k < K; k++) store(state + k * BLOCK, h[k]);
+  for (int k = 0; k < K; k++)
+    for (int l = 0; l < L; l++) store(state + k * BLOCK + l * W, h[k][l]);
 }
 
 // Δ, x = Δ u and what y starts from, D u; returns the largest |Δ|.
@@ -284,7 +310,7 @@ template <bool SB, bool SC>
 static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace& w, int64_t b,
                          int64_t part) {
   alignas(64) float delta[CHUNK * BLOCK], u[CHUNK * BLOCK], y[CHUNK * BLOCK];
-  alignas(64) float state[MAX_STATE * BLOCK];
+  alignas(64) float decay[CHUNK * FWD_STATES * LANES * W], state[MAX_STATE * BLOCK];
   alignas(64) float B_buffer[CHUNK * MAX_STATE], C_buffer[CHUNK * MAX_STATE];
   Span spans[CHUNK];
   const int64_t N = a.state, row_size = N * BLOCK;
@@ -327,14 +353,15 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
       memcpy(after, before, row_size * sizeof(float));
       for_states<FWD_STATES>(N, [&](auto k, int64_t n) {
         constexpr int K = decltype(k)::value;
-        for (int lane = 0; lane < BLOCK; lane += W) {
-          const Lines lines = ahead.share(passes_of<FWD_STATES>(N));
+        for (int lane = 0; lane < BLOCK; lane += LANES * W) {
+          (within ? decays<K, LANES, true> : decays<K, LANES, false>)(
+              steps, ahead.share(passes_of<FWD_STATES, LANES>(N)), delta + lane, BLOCK,
+              w.A + block * row_size + n * BLOCK + lane, decay);
           for (int64_t s = 0; s < count; s++)
-            (within ? recur<K, SB, SC, true> : recur<K, SB, SC, false>)(
-                spans[s], lines, delta + lane, u + lane, y + lane,
-                w.A + block * row_size + n * BLOCK + lane,
-                at<SB>(B, w.B + block * row_size, n, lane),
-                at<SC>(C, w.C + block * row_size, n, lane), after + n * BLOCK + lane);
+            recur<K, LANES, SB, SC>(spans[s], decay, u + lane, y + lane,
+                                    at<SB>(B, w.B + block * row_size, n, lane),
+                                    at<SC>(C, w.C + block * row_size, n, lane),
+                                    after + n * BLOCK + lane);
         }
       });
       if (ends) write_state(a, state, b, block, a.final_state);
@@ -368,21 +395,17 @@ struct Tape {
   alignas(64) float state[(CHUNK + 1) * BWD_STATES * W];
 };
 
-template <int K, bool SB, bool SC, bool GATED, bool WITHIN>
-static void replay(const Span& span, const Lines& lines, Columns& r, int lane, const float* A,
-                   Projection B, Projection C, Tape& tape) {
+template <int K, bool SB, bool SC, bool GATED>
+static void replay(const Span& span, Columns& r, int lane, Projection B, Projection C,
+                   Tape& tape) {
   vf h[K];
   for (int k = 0; k < K; k++)
     h[k] = span.reset ? splat(0.0f) : load(tape.state + (span.start * K + k) * W);
   for (int64_t t = span.start; t < span.end; t++) {
-    const vf dt = load(r.delta + column(t, lane / W)), xt = load(r.x + column(t, lane / W));
-    vf sum = GATED ? load(r.y + column(t, lane / W)) : dt, decay[K];
-    lines.fetch(t);
-    for (int k = 0; k < K; k++) decay[k] = dt * load(A + k * BLOCK);
-    exp2s<K, WITHIN>(decay);
+    const vf xt = load(r.x + column(t, lane / W));
+    vf sum = GATED ? load(r.y + column(t, lane / W)) : xt;
     for (int k = 0; k < K; k++) {
-      store(tape.decay + (t * K + k) * W, decay[k]);
-      h[k] = decay[k] * h[k] + projection<SB>(B, t, k) * xt;
+      h[k] = load(tape.decay + (t * K + k) * W) * h[k] + projection<SB>(B, t, k) * xt;
       store(tape.state + ((t + 1) * K + k) * W, h[k]);
       if (GATED) sum += projection<SC>(C, t, k) * h[k];
     }
@@ -613,16 +636,14 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
           const float* A = w.A + parameters + at_state;
           const Projection Bn = at<SB>(B, w.B + parameters, n, lane);
           const Projection Cn = at<SC>(C, w.C + parameters, n, lane);
-          const Lines lines = ahead.share(passes_of<BWD_STATES>(N));
+          const Lines lines = ahead.share(passes_of<BWD_STATES, 1>(N));
           for (int i = 0; i < K; i++)
             store(tape.state + i * W, load(before + at_state + i * BLOCK));
-          for (int64_t s = 0; s < count; s++) {
-            const auto run = a.dz.data ? within ? replay<K, SB, SC, true, true>
-                                                : replay<K, SB, SC, true, false>
-                                       : within ? replay<K, SB, SC, false, true>
-                                                : replay<K, SB, SC, false, false>;
-            run(spans[s], lines, r, lane, A, Bn, Cn, tape);
-          }
+          (within ? decays<K, 1, true> : decays<K, 1, false>)(
+              steps, lines, r.delta + column(0, lane / W), W, A, tape.decay);
+          for (int64_t s = 0; s < count; s++)
+            (a.dz.data ? replay<K, SB, SC, true> : replay<K, SB, SC, false>)(spans[s], r, lane, Bn,
+                                                                             Cn, tape);
           for (int64_t s = count - 1; s >= 0; s--)
             reverse<K, SB, SC>(spans[s], r, lane, n == 0, A, Bn, Cn, tape, w.carry + at_sum + at_state,
                                w.dA + at_sum + at_state, w.dB + at_sum + at_state,
