@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from seqbench.kernels import tuning
 from seqbench.kernels.selective_scan import triton as scan
 
 _compiled = runpy.run_path(str(Path(__file__).parents[1] / "compiled.py"))
@@ -44,6 +45,36 @@ def test_no_kernel_spills_in_its_default_configuration(
     for name, kernel in used.items():
         found = _compiled["resources"](kernel.source(), target)
         assert not any(found.get(key) for key in ("STACK", "LOCAL", "SPILL")), (name, found)
+
+
+def test_tuned_passes_are_cut_as_was_the_fastest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "kept_in", lambda: tmp_path / "choices.json")
+    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(scan, "_multiprocessors", lambda x: 132)
+    chunks: list[tuple[str, int, int]] = []
+
+    def seconds(run: Any, wanted: int) -> float:
+        run(wanted)
+        name = "backward" if kernels["backward"].values else "forward"
+        chunks.append((name, wanted, kernels[name].values["chunks"]))
+        return abs(wanted - {"forward": 32, "backward": 64}[name])
+
+    monkeypatch.setattr(scan, "_seconds", seconds)
+    call = arguments(1, 32768, 1024, 16, torch.bfloat16)
+    used = []
+    for tuned in ("0", "1", "1"):
+        monkeypatch.setenv("SEQBENCH_AUTOTUNE", tuned)
+        with _compiled["recorded"](scan.kernels, *KERNELS) as kernels:
+            y, _, checkpoints = scan.forward(**call)
+            scan.backward(y, None, **call, checkpoints=checkpoints, needs=(True,) * 9)
+        used.append([kernels[name].values["chunks"] for name in ("forward", "backward")])
+    assert chunks == [(name, wanted, expected) for name in ("forward", "backward")
+                      for wanted, expected in ((16, 33), (32, 66), (64, 128))]  # fmt: skip
+    assert used == [[33, 33], [66, 128], [66, 128]]
+    assert sorted(tuning.chosen().values()) == [32, 64]
+    assert all("1 x 32768 x 1024 x 16" in case for case in tuning.chosen())
 
 
 def arguments(
