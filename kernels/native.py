@@ -177,7 +177,7 @@ def _build(source: Path, instructions: str) -> Path:
     for file in (source, *sorted((*source.parent.glob("*.h"), *_HEADERS.glob("*.h")))):
         key.update(file.read_bytes())
     name = f"{source.stem}-{instructions}-{key.hexdigest()[:20]}.so"
-    cached = _cache_folder() / name
+    cached = cache_folder() / name
     if cached.exists():
         return cached
     _log.info("compiling %s for %s, once (into %s)", source.name, instructions, cached.parent)
@@ -216,7 +216,7 @@ def _compiler() -> tuple[list[str], str]:
 
 
 @functools.cache
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """In the user's cache, or a folder of this process where that cannot be written."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(base).expanduser() / "seqbench" / "kernels"

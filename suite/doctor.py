@@ -11,7 +11,7 @@ TOLERANCE = 1e-4  # float32, summed in another order
 
 def examine() -> dict[str, dict[str, str]]:
     """Findings by title; a value with FAILED in it is a fault."""
-    from seqbench.kernels import dispatch
+    from seqbench.kernels import dispatch, tuning
     from seqbench.models.build import presets
 
     found = environment(torch.device("cpu"), {})
@@ -29,6 +29,11 @@ def examine() -> dict[str, dict[str, str]]:
         "kernel backends": {
             name: f"refuses: {reason}" if reason else "available"
             for name, reason in dispatch.backends().items()
+        },
+        "kernel tuning": {
+            "state": "on" if tuning.enabled() else "off; SEQBENCH_AUTOTUNE=1 turns it on",
+            "kept in": str(tuning.kept_in()),
+            **{case: str(choice) for case, choice in tuning.kept().items()},
         },
         "forward = step": {name: _forward_is_step(name) for name in presets()},
     }

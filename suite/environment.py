@@ -30,6 +30,8 @@ PACKAGES = (
 
 def environment(device: torch.device, backends: dict[str, str]) -> dict[str, Any]:
     """The environment as plain data; `backends` are the kernels that really ran."""
+    from seqbench.kernels import tuning
+
     return {
         "commit": commit()[0],
         "dirty": commit()[1],
@@ -40,6 +42,7 @@ def environment(device: torch.device, backends: dict[str, str]) -> dict[str, Any
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "backends": backends,
+        **({"tuned": tuned} if (tuned := tuning.chosen()) else {}),
         # What running the cell again on this machine gives.
         "determinism": "bitwise, at the same number of threads"
         if device.type == "cpu"

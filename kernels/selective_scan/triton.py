@@ -3,19 +3,23 @@
 Where batch and channels alone fill the GPU a program scans the whole length. Otherwise the length
 is cut into chunks: every chunk's final state from zero, the states the chunks start from one after
 another, every chunk again from there; backward likewise for the adjoint. No sum depends on the
-order programs run in: what is summed over programs is stored and summed after.
+order programs run in: what is summed over programs is stored and summed after. Into how many chunks
+is a measured default, or measured for the shape at hand if `kernels/tuning.py` is told to.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from seqbench.kernels import dispatch
+from seqbench.kernels import dispatch, tuning
 from seqbench.kernels.selective_scan import triton_kernels as kernels
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,6 +37,7 @@ _MAX_BLOCK = 32  # channels of a program
 _STEP_NUMBERS = 512  # of the state a program of `step` advances
 _PROGRAMS_TO_FILL = 6  # a multiprocessor, below which the length is cut
 _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
+_ALSO_TRIED = (32, 64)  # in its place, where the scan is tuned
 
 
 def refuse(
@@ -80,10 +85,12 @@ def forward(
     initial_state: Tensor | None,
     reset: Tensor | None,
     keep: bool = True,
+    wanted: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, L, D), the final state (B, D, N), and, to `keep`, the checkpoints for backward.
 
-    They are 40 % of the bytes that the kernel moves.
+    They are 40 % of the bytes that the kernel moves. `wanted` are the programs a multiprocessor
+    into which the length is cut, if it is.
     """
     batch, length, width = u.shape
     y_BLD = torch.empty(u.shape, dtype=u.dtype, device=u.device)
@@ -95,7 +102,10 @@ def forward(
     if y_BLD.numel() == 0:
         final_BDN.zero_() if initial_state is None else final_BDN.copy_(initial_state)
         return y_BLD, final_BDN, checkpoints
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    if wanted is None:
+        wanted = _wanted("forward", u, A, lambda wanted: forward(*arguments, keep, wanted))
+    call = _Call(*arguments, wanted=wanted)
     with torch.cuda.device_of(u):
         starts = None
         if call.chunks > 1:
@@ -130,6 +140,7 @@ def backward(
     reset: Tensor | None,
     checkpoints: Tensor,
     needs: tuple[bool, ...],
+    wanted: int | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None if not needed."""
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -140,7 +151,11 @@ def backward(
         if gradients[8] is not None and dfinal_state is not None:
             gradients[8].copy_(dfinal_state)
         return tuple(gradients)
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
+    if wanted is None:
+        more = (*arguments, checkpoints, needs)
+        wanted = _wanted("backward", u, A, lambda wanted: backward(dy, dfinal_state, *more, wanted))
+    call = _Call(*arguments, wanted=wanted)
     call.add(dy=dy.to(u.dtype), dfinal=dfinal_state)
     # What a program sums over time, or over its channels, is one partial sum of many.
     over_time = (u.shape[0] * call.chunks,)
@@ -274,12 +289,12 @@ class _Call:
         delta_softplus: bool,
         initial_state: Tensor | None,
         reset: Tensor | None,
+        *,
+        wanted: int,
     ) -> None:
         self.batch, self.length, self.width = u.shape
         self.A, self.complex = A, A.is_complex()
-        self.plan = plan(
-            self.batch, self.length, self.width, A.shape[1], self.complex, _multiprocessors(u)
-        )
+        self.plan = plan(u, A, wanted)
         self.chunks = self.plan.chunks
         self.blocks = triton.cdiv(self.width, self.plan.block)
         self.tensors: dict[str, Tensor | None] = {}
@@ -352,20 +367,57 @@ class _Call:
         )
 
 
-def plan(
-    batch: int, length: int, width: int, state: int, complex: bool, multiprocessors: int
-) -> _Plan:
+def plan(u: Tensor, A: Tensor, wanted: int) -> _Plan:
     """A state tile of _NUMBERS a lane, and chunks for as many programs as fill the GPU."""
-    rows = triton.next_power_of_2(state)
-    block = _NUMBERS * _WARP // rows // (1 + complex)
+    batch, length, width = u.shape
+    multiprocessors = _multiprocessors(u)
+    rows = triton.next_power_of_2(A.shape[1])
+    block = _NUMBERS * _WARP // rows // (1 + A.is_complex())
     block = max(1, min(block, _MAX_BLOCK, triton.next_power_of_2(width)))
     lanes = min(block, max(_LANES, _WARP // rows))
     programs = batch * triton.cdiv(width, block)
-    wanted = 1
+    parts = 1
     if programs < _PROGRAMS_TO_FILL * multiprocessors:
-        wanted = triton.cdiv(_PROGRAMS_WANTED * multiprocessors, programs)
-    chunk = triton.cdiv(triton.cdiv(length, wanted), _EVERY) * _EVERY
+        parts = triton.cdiv(wanted * multiprocessors, programs)
+    chunk = triton.cdiv(triton.cdiv(length, parts), _EVERY) * _EVERY
     return _Plan(block // lanes, lanes, rows, chunk, triton.cdiv(length, chunk))
+
+
+def _wanted(name: str, u: Tensor, A: Tensor, run: Callable[[int], object]) -> int:
+    """Programs a multiprocessor when the length is cut: the default, or what was the fastest."""
+    if not tuning.enabled():
+        return _PROGRAMS_WANTED
+    candidates = (_PROGRAMS_WANTED, *_ALSO_TRIED)
+    if len({plan(u, A, wanted).chunks for wanted in candidates}) == 1:
+        return _PROGRAMS_WANTED
+    batch, length, width = u.shape
+    device = torch.cuda.get_device_name(u.device) if u.is_cuda else u.device.type
+    case = (
+        f"selective_scan {name}, {device}: {batch} x {triton.next_power_of_2(length)} x {width} x"
+        f" {A.shape[1]}, {u.dtype}, {A.dtype}, version {_version()}: programs a multiprocessor"
+    )
+    with torch.cuda.device_of(u):
+        return tuning.choose(case, candidates, lambda wanted: _seconds(run, wanted))
+
+
+def _seconds(run: Callable[[int], object], wanted: int) -> float:
+    """The median of a few calls, after one that compiles."""
+    seconds = []
+    for _ in range(6):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(wanted)
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return sorted(seconds[1:])[2]
+
+
+@functools.cache
+def _version() -> str:
+    """Of the kernels and of Triton."""
+    source = b"".join(Path(str(file)).read_bytes() for file in (__file__, kernels.__file__))
+    return hashlib.sha256(source + triton.__version__.encode()).hexdigest()[:12]
 
 
 def _multiprocessors(x: Tensor) -> int:

@@ -291,9 +291,11 @@ def backward(
     """Gradients; those summed over channels or time as one partial sum a program.
 
     Group by group, the last first: from the block's kept state to the group's start, then its
-    states and decays, which stay in registers while the adjoint goes back through the group.
+    states and decays, which stay in registers while the adjoint goes back through the group. They
+    leave few registers: on the way back B, for the second time, and C are handed out by halves.
     """
     BLOCK: tl.constexpr = GROUPS * LANES
+    HALF: tl.constexpr = STEPS // 2
     b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
@@ -338,34 +340,24 @@ def backward(
         dy_SD, u_SD, raw_SD = (
             next_dy.to(tl.float32), next_u.to(tl.float32), next_delta.to(tl.float32)
         )  # fmt: skip
-        before = t - STEPS
-        next_dy = _load_steps(dy, dy_l, before, begin, end, d, inside, STEPS)
-        next_u = _load_steps(u, u_l, before, begin, end, d, inside, STEPS)
-        next_delta = _load_steps(delta, delta_l, before, begin, end, d, inside, STEPS)
         dout_SD = dy_SD
         if z is not None:
             z_SD = next_z.to(tl.float32)
-            next_z = _load_steps(z, z_l, before, begin, end, d, inside, STEPS)
             sigmoid_SD = _sigmoid(z_SD)
             dout_SD = dy_SD * z_SD * sigmoid_SD
         Bs, Cs = (Br, Bi), (Cr, Ci)
         if SELECTIVE_B:
             Bs = next_B
-            next_B = _load_projections(B, B_l, before, begin, end, n, STATE, STEPS, COMPLEX)
         if SELECTIVE_C:
             Cs = next_C
-            next_C = _load_projections(C, C_l, before, begin, end, n, STATE, STEPS, COMPLEX)
-        number = first + tl.maximum(before, 0) // EVERY
-        kept = _tile(checkpoints, number, block, width, STATE, BLOCK, COMPLEX)
-        next_hr, next_hi = _load_tile(kept, tile, n, STATE, BLOCK, COMPLEX)
         for at in range(t - t % EVERY, t, STEPS):
-            passed_u = _load_steps(u, u_l, at, begin, end, d, inside, STEPS).to(tl.float32)
-            passed = _load_steps(delta, delta_l, at, begin, end, d, inside, STEPS).to(tl.float32)
+            passed_u = _load_whole(u, u_l, at, d, inside, STEPS).to(tl.float32)
+            passed = _load_whole(delta, delta_l, at, d, inside, STEPS).to(tl.float32)
             passed = _delta(passed, bias_d, at, end, SOFTPLUS, STEPS)
             deltas, drives = _two_rows(passed, passed * passed_u, STEPS, GROUPS, LANES)
             passed_B = Bs
             if SELECTIVE_B:
-                passed_B = _load_projections(B, B_l, at, begin, end, n, STATE, STEPS, COMPLEX)
+                passed_B = _load_whole_projections(B, B_l, at, n, STATE, STEPS, COMPLEX)
             passed_B = _projections(passed_B, STEPS, ROWS, COMPLEX, SELECTIVE_B)
             for i in tl.static_range(STEPS):
                 ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
@@ -374,31 +366,48 @@ def backward(
                 hr, hi = _advance(hr, hi, ar, ai, drives[i], Br, Bi, COMPLEX)
 
         delta_SD = _delta(raw_SD, bias_d, t, end, SOFTPLUS, STEPS)
+        dD_SD += dout_SD * u_SD
         # What sums over the state are multiplied with, while each lane has its own.
         slope_SD = tl.full((STEPS, GROUPS, LANES), 1.0, tl.float32)
         if SOFTPLUS:
             slope_SD = _sigmoid(raw_SD + bias_d[None])
-        of_Aq_SD = slope_SD * (1.0 if COMPLEX else _LN2)
-        of_Bg_SD = slope_SD * u_SD
-        without_Bg_SD = D_d[None] * dout_SD
         if z is not None and dz is not None:
             of_out_SD = dy_SD * sigmoid_SD * (1.0 + z_SD * (1.0 - sigmoid_SD))
-            without_out_SD = of_out_SD * D_d[None] * u_SD
         deltas, drives = _two_rows(delta_SD, delta_SD * u_SD, STEPS, GROUPS, LANES)
-        douts = _rows(dout_SD, STEPS, GROUPS, LANES)
-        Bs = _projections(Bs, STEPS, ROWS, COMPLEX, SELECTIVE_B)
-        Cs = _projections(Cs, STEPS, ROWS, COMPLEX, SELECTIVE_C)
+        forth_Bs = _projections(Bs, STEPS, ROWS, COMPLEX, SELECTIVE_B)
         hrs, his, ars, ais = (hr,), (hi,), (), ()
         for i in tl.static_range(STEPS):
             ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
             ar, ai = _cut(ar, ai, reset, b * length + t + i, t + i < end, COMPLEX)
-            Br, Bi = _projection(Bs, i, SELECTIVE_B)
+            Br, Bi = _projection(forth_Bs, i, SELECTIVE_B)
             hr, hi = _advance(hr, hi, ar, ai, drives[i], Br, Bi, COMPLEX)
             hrs, his = hrs + (hr,), his + (hi,)
             ars, ais = ars + (ar,), ais + (ai,)
+        douts = _rows(dout_SD, STEPS, GROUPS, LANES)
         outs, Bgs, Aqs, dBrs, dBis, dCrs, dCis = (), (), (), (), (), (), ()
         for i in tl.static_range(STEPS - 1, -1, -1):
-            Cr, Ci = _projection(Cs, i, SELECTIVE_C)
+            # Registers are scarce: the next tiles are loaded no sooner, and the branch keeps the
+            # compiler from putting off the later half's share of dA.
+            if i == HALF - 1:  # noqa: SIM102  (known to the compiler; the next is not)
+                if t > begin:
+                    before = t - STEPS
+                    next_dy = _load_whole(dy, dy_l, before, d, inside, STEPS)
+                    next_u = _load_whole(u, u_l, before, d, inside, STEPS)
+                    next_delta = _load_whole(delta, delta_l, before, d, inside, STEPS)
+                    if z is not None:
+                        next_z = _load_whole(z, z_l, before, d, inside, STEPS)
+                    if SELECTIVE_B:
+                        next_B = _load_whole_projections(B, B_l, before, n, STATE, STEPS, COMPLEX)
+                    if SELECTIVE_C:
+                        next_C = _load_whole_projections(C, C_l, before, n, STATE, STEPS, COMPLEX)
+                    number = first + before // EVERY
+                    kept = _tile(checkpoints, number, block, width, STATE, BLOCK, COMPLEX)
+                    next_hr, next_hi = _load_tile(kept, tile, n, STATE, BLOCK, COMPLEX)
+            if (i + 1) % HALF == 0:
+                back_Bs, back_Cs = _half_projections(
+                    Bs, Cs, i // HALF, STEPS, ROWS, COMPLEX, SELECTIVE_B, SELECTIVE_C
+                )
+            Cr, Ci = _projection(back_Cs, i % HALF, SELECTIVE_C)
             dout = douts[i][:, None, :]
             if z is not None and dz is not None:
                 outs = (_read(hrs[i + 1], his[i + 1], Cr, Ci, COMPLEX),) + outs
@@ -411,7 +420,7 @@ def backward(
                     dCr += weighted * hrs[i + 1]
                     dCi -= weighted * his[i + 1]
             gr, gi = _feed(gr, gi, douts[i], Cr, Ci, COMPLEX)
-            Br, Bi = _projection(Bs, i, SELECTIVE_B)
+            Br, Bi = _projection(back_Bs, i % HALF, SELECTIVE_B)
             drive = drives[i][:, None, :]
             if dB is not None:
                 if SELECTIVE_B:
@@ -432,23 +441,23 @@ def backward(
                 Aqs = (tl.sum(Ar * qr * _LN2 + Ai * qi, 1),) + Aqs
             else:
                 Aqs = (tl.sum(Ar * qr, 1),) + Aqs
-        Bg_SD = _stack(Bgs, STEPS, GROUPS, LANES)
-        ddelta_SD = of_Aq_SD * _stack(Aqs, STEPS, GROUPS, LANES) + of_Bg_SD * Bg_SD
-        now = t + tl.arange(0, STEPS)[:, None, None] < end
-        dbias_SD += tl.where(now, ddelta_SD, 0.0)
-        dD_SD += dout_SD * u_SD
-        if ddelta is not None:
-            _store_steps(ddelta + wide, ddelta_SD, t, end, d, inside, width, STEPS)
-        if du is not None:
-            du_SD = delta_SD * Bg_SD + without_Bg_SD
-            _store_steps(du + wide, du_SD, t, end, d, inside, width, STEPS)
-        if z is not None and dz is not None:
-            dz_SD = of_out_SD * _stack(outs, STEPS, GROUPS, LANES) + without_out_SD
-            _store_steps(dz + wide, dz_SD, t, end, d, inside, width, STEPS)
         if dB is not None and SELECTIVE_B:
             _store_summed(dB, narrow, t, end, n, dBrs, dBis, STATE, STEPS, ROWS, LANES, COMPLEX)
         if dC is not None and SELECTIVE_C:
             _store_summed(dC, narrow, t, end, n, dCrs, dCis, STATE, STEPS, ROWS, LANES, COMPLEX)
+        Bg_SD = _stack(Bgs, STEPS, GROUPS, LANES)
+        Aq_SD = _stack(Aqs, STEPS, GROUPS, LANES) * (1.0 if COMPLEX else _LN2)
+        ddelta_SD = slope_SD * (Aq_SD + u_SD * Bg_SD)
+        now = t + tl.arange(0, STEPS)[:, None, None] < end
+        dbias_SD += tl.where(now, ddelta_SD, 0.0)
+        if ddelta is not None:
+            _store_steps(ddelta + wide, ddelta_SD, t, end, d, inside, width, STEPS)
+        if du is not None:
+            du_SD = delta_SD * Bg_SD + D_d[None] * dout_SD
+            _store_steps(du + wide, du_SD, t, end, d, inside, width, STEPS)
+        if z is not None and dz is not None:
+            dz_SD = of_out_SD * (_stack(outs, STEPS, GROUPS, LANES) + D_d[None] * u_SD)
+            _store_steps(dz + wide, dz_SD, t, end, d, inside, width, STEPS)
     chunk_number = b * chunks + k
     if dA is not None:
         part = _tile(dA, chunk_number, block, width, STATE, BLOCK, COMPLEX)
@@ -665,6 +674,14 @@ def _load_steps(x, stride, t, begin, end, d, inside, STEPS: tl.constexpr):
 
 
 @triton.jit
+def _load_whole(x, stride, t, d, inside, STEPS: tl.constexpr):
+    """_load_steps where no step is outside."""
+    step = tl.arange(0, STEPS)[:, None, None]
+    rows = x + tl.cast(t, tl.int64) * stride + (step * stride + d[None])
+    return tl.load(rows, mask=inside[None], other=0.0)
+
+
+@triton.jit
 def _store_steps(x, value, t, end, d, inside, width, STEPS: tl.constexpr):
     step = tl.arange(0, STEPS)[:, None, None]
     now = (t + step < end) & inside[None]
@@ -695,6 +712,19 @@ def _load_projections(
 
 
 @triton.jit
+def _load_whole_projections(
+    x, stride, t, n, STATE: tl.constexpr, STEPS: tl.constexpr, COMPLEX: tl.constexpr
+):  # fmt: skip
+    """_load_projections where no step is outside."""
+    rows: tl.constexpr = STEPS if COMPLEX else STEPS // 2
+    step = tl.arange(0, rows)[:, None]
+    mask = (n < STATE)[None, :]
+    row = x + tl.cast(t, tl.int64) * stride + (step * stride + (2 if COMPLEX else 1) * n[None, :])
+    second = row + (1 if COMPLEX else rows * stride)
+    return tl.load(row, mask=mask, other=0.0), tl.load(second, mask=mask, other=0.0)
+
+
+@triton.jit
 def _projections(
     x, STEPS: tl.constexpr, ROWS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE: tl.constexpr
 ):  # fmt: skip
@@ -705,6 +735,30 @@ def _projections(
         else:
             low, high = _two_columns(x[0], x[1], STEPS // 2, ROWS)
             return low + high, low + high
+    else:
+        return x
+
+
+@triton.jit
+def _half_projections(
+    B, C, half: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, COMPLEX: tl.constexpr,
+    SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr,
+):  # fmt: skip
+    """_projections of B and of C, of the first or the second half of the steps."""
+    if SELECTIVE_B and SELECTIVE_C and not COMPLEX:
+        Bs, Cs = _two_columns(B[half], C[half], STEPS // 2, ROWS)
+        return (Bs, Bs), (Cs, Cs)
+    else:
+        Bs = _projections(B, STEPS, ROWS, COMPLEX, SELECTIVE_B)
+        Cs = _projections(C, STEPS, ROWS, COMPLEX, SELECTIVE_C)
+        return _half(Bs, half, STEPS, SELECTIVE_B), _half(Cs, half, STEPS, SELECTIVE_C)
+
+
+@triton.jit
+def _half(x, half: tl.constexpr, STEPS: tl.constexpr, SELECTIVE: tl.constexpr):
+    if SELECTIVE:
+        pairs = _halves(x[0], STEPS // 2), _halves(x[1], STEPS // 2)
+        return pairs[0][half], pairs[1][half]
     else:
         return x
 
