@@ -37,7 +37,8 @@ _MAX_BLOCK = 32  # channels of a program
 _STEP_NUMBERS = 512  # of the state a program of `step` advances
 _PROGRAMS_TO_FILL = 6  # a multiprocessor, below which the length is cut
 _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
-_ALSO_TRIED = (32, 64)  # in its place, where the scan is tuned
+_WANTED_ALONE = 24  # in its place for forward that keeps no states, with fewer registers
+_ALSO_TRIED = (32, 64)  # where the scan is tuned
 
 
 def refuse(
@@ -104,7 +105,8 @@ def forward(
         return y_BLD, final_BDN, checkpoints
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
     if wanted is None:
-        wanted = _wanted("forward", u, A, lambda wanted: forward(*arguments, keep, wanted))
+        name, default = ("forward", _PROGRAMS_WANTED) if keep else ("forward alone", _WANTED_ALONE)
+        wanted = _wanted(name, default, u, A, lambda wanted: forward(*arguments, keep, wanted))
     call = _Call(*arguments, wanted=wanted)
     with torch.cuda.device_of(u):
         starts = None
@@ -154,7 +156,10 @@ def backward(
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
     if wanted is None:
         more = (*arguments, checkpoints, needs)
-        wanted = _wanted("backward", u, A, lambda wanted: backward(dy, dfinal_state, *more, wanted))
+        wanted = _wanted(
+            "backward", _PROGRAMS_WANTED, u, A,
+            lambda wanted: backward(dy, dfinal_state, *more, wanted),
+        )  # fmt: skip
     call = _Call(*arguments, wanted=wanted)
     call.add(dy=dy.to(u.dtype), dfinal=dfinal_state)
     # What a program sums over time, or over its channels, is one partial sum of many.
@@ -383,13 +388,13 @@ def plan(u: Tensor, A: Tensor, wanted: int) -> _Plan:
     return _Plan(block // lanes, lanes, rows, chunk, triton.cdiv(length, chunk))
 
 
-def _wanted(name: str, u: Tensor, A: Tensor, run: Callable[[int], object]) -> int:
+def _wanted(name: str, default: int, u: Tensor, A: Tensor, run: Callable[[int], object]) -> int:
     """Programs a multiprocessor when the length is cut: the default, or what was the fastest."""
     if not tuning.enabled():
-        return _PROGRAMS_WANTED
-    candidates = (_PROGRAMS_WANTED, *_ALSO_TRIED)
+        return default
+    candidates = (default, *_ALSO_TRIED)
     if len({plan(u, A, wanted).chunks for wanted in candidates}) == 1:
-        return _PROGRAMS_WANTED
+        return default
     batch, length, width = u.shape
     device = torch.cuda.get_device_name(u.device) if u.is_cuda else u.device.type
     case = (
