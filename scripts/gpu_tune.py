@@ -120,7 +120,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "16, 32 wide, 4, 2": {"NUMBERS": 16, "LANES": 32, **steps(4, 2)},
     "every 16": {"EVERY": 16},
     # Compiled for fewer registers more programs stay on a multiprocessor, if nothing spills.
-    "4 a lane, 168 registers": {"NUMBERS": 4, "REGISTERS": 168},
     "4 a lane, 128 registers": {"NUMBERS": 4, "REGISTERS": 128},
     "160 registers": {"REGISTERS": 160},
     "programs 8": {"PROGRAMS_TO_FILL": 8, "PROGRAMS_WANTED": 8},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import runpy
 from pathlib import Path
 from typing import Any
@@ -24,27 +25,74 @@ def test_interpreted_values_and_gradients_equal_the_float64_loop() -> None:
     assert len(found) == 14 and _compiled["within"](found), found
 
 
-@pytest.mark.parametrize("cut", (True, False), ids=("cut", "whole"))
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=("bfloat16", "float32"))
-@pytest.mark.parametrize("target", _compiled["TARGETS"])
-def test_no_kernel_spills_in_its_default_configuration(
-    target: str, dtype: torch.dtype, cut: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With every option but reset; the scan whose length is cut has every kernel."""
-    monkeypatch.setattr(scan, "_multiprocessors", lambda x: 132 if cut else 1)
-    with _compiled["recorded"](scan.kernels, *KERNELS) as kernels:
-        call = arguments(1, 2048, 1024, 16, dtype)
+DEFAULTS = ("", "whole", "float32", "float32 whole")
+
+
+@pytest.mark.parametrize(
+    ("target", "variant"),
+    [*itertools.product(("sm_80", "sm_90", "sm_100"), DEFAULTS), ("gfx942", "")],
+)
+def test_no_kernel_spills_in_its_default_configuration(target: str, variant: str) -> None:
+    for name, kernel in launched(variant).items():
+        found = _compiled["resources"](kernel.source(), target)
+        assert not any(found.get(key) for key in ("STACK", "LOCAL", "SPILL")), (name, found)
+
+
+# What a variant has otherwise than the default: bfloat16, cut, real A, selective B and C, and all
+# that may be left out but reset. With the default itself, any two options stand in all four ways.
+OPTIONS = ("float32", "whole", "complex", "constant-B", "constant-C", "no-z", "no-D", "no-bias", "reset", "no-initial")  # fmt: skip
+VARIANTS = (
+    "float32 whole complex constant-B constant-C no-z",
+    "float32 whole complex no-D no-bias reset",
+    "float32 constant-B constant-C no-D no-bias no-initial",
+    "whole constant-B no-z no-D reset no-initial",
+    "complex constant-C no-z no-bias reset no-initial",
+)
+OPPOSITE = " ".join(OPTIONS)
+
+
+def test_any_two_options_stand_in_all_four_ways() -> None:
+    rows = [set(variant.split()) for variant in ("", *VARIANTS)]
+    assert set().union(*rows) == set(OPTIONS)
+    for a, b in itertools.combinations(OPTIONS, 2):
+        assert len({(a in row, b in row) for row in rows}) == 4, (a, b)
+
+
+@pytest.mark.parametrize(
+    ("target", "variant"),
+    [
+        *(("sm_90", variant) for variant in VARIANTS),
+        *((target, OPPOSITE) for target in ("sm_80", "sm_100", "gfx942")),
+    ],
+)
+def test_every_option_compiles(target: str, variant: str) -> None:
+    """On sm_90 in pairs; elsewhere all at once, which with the defaults above is each both ways."""
+    for name, kernel in launched(variant).items():
+        found = _compiled["resources"](kernel.source(), target)
+        assert 0 < found["REG"] <= 512 and found["SHARED"] <= 48 * 1024, (name, found)
+        # Sine and cosine have 32 bytes of stack of their own.
+        assert not found.get("SPILL") and found.get("STACK", 0) <= 128, (name, found)
+        assert "complex" in variant or not found.get("STACK"), (name, found)
+
+
+def launched(variant: str) -> dict[str, Any]:
+    """The kernels with what a call launches them with; a cut scan has every kernel there is."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        _compiled["recorded"](scan.kernels, *KERNELS) as kernels,
+    ):
+        patch.setattr(scan, "_multiprocessors", lambda x: 1 if "whole" in variant else 132)
+        call = arguments(1, 2048, 1024, 16, variant)
         y, final, checkpoints = scan.forward(**call)
         scan.backward(y, final, **call, checkpoints=checkpoints, needs=(True,) * 9)
         call.pop("initial_state"), call.pop("reset")
-        now = {name: x[:, :1] if name in "BC" else x[:, 0] if name in SEQUENCES else x
+        now = {name: x[:, :1] if name in "BC" and x.ndim == 3 else
+                     x[:, 0] if name in SEQUENCES and x is not None else x
                for name, x in call.items()}  # fmt: skip
         scan.step(final, **now)
     used = {name: kernel for name, kernel in kernels.items() if kernel.values}
-    assert used.keys() == set(KERNELS if cut else ("forward", "backward", "step"))
-    for name, kernel in used.items():
-        found = _compiled["resources"](kernel.source(), target)
-        assert not any(found.get(key) for key in ("STACK", "LOCAL", "SPILL")), (name, found)
+    assert used.keys() == set(("forward", "backward", "step") if "whole" in variant else KERNELS)
+    return used
 
 
 def test_tuned_passes_are_cut_as_was_the_fastest(
@@ -62,7 +110,7 @@ def test_tuned_passes_are_cut_as_was_the_fastest(
         return abs(wanted - {"forward": 32, "backward": 64}[name])
 
     monkeypatch.setattr(scan, "_seconds", seconds)
-    call = arguments(1, 32768, 1024, 16, torch.bfloat16)
+    call = arguments(1, 32768, 1024, 16)
     used = []
     for tuned in ("0", "1", "1"):
         monkeypatch.setenv("SEQBENCH_AUTOTUNE", tuned)
@@ -77,23 +125,33 @@ def test_tuned_passes_are_cut_as_was_the_fastest(
     assert all("1 x 32768 x 1024 x 16" in case for case in tuning.chosen())
 
 
-def arguments(
-    batch: int, length: int, width: int, state: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """A call as a trained Mamba layer makes it, of tensors without memory."""
-    sequence = torch.empty(batch, length, width, dtype=dtype, device="meta")
-    projection = torch.empty(batch, length, state, dtype=dtype, device="meta")
-    channels = torch.empty(width, device="meta")
+def arguments(batch: int, length: int, width: int, state: int, variant: str = "") -> dict[str, Any]:
+    """A call as a trained Mamba layer makes it, but for what is named, of tensors without memory."""
+    other = variant.split()
+    inputs = torch.float32 if "float32" in other else torch.bfloat16
+    params = torch.complex64 if "complex" in other else torch.float32
+
+    def tensor(without: str, *shape: int, dtype: torch.dtype = torch.float32) -> Any:
+        return None if without in other else torch.empty(shape, dtype=dtype, device="meta")
+
+    def projection(constant: str) -> Any:
+        if constant in other:
+            return tensor("", width, state, dtype=params)
+        return tensor("", batch, length, state, dtype=params if params.is_complex else inputs)
+
+    sequence = tensor("", batch, length, width, dtype=inputs)
     return {
         "u": sequence,
         "delta": sequence,
-        "A": torch.empty(width, state, device="meta"),
-        "B": projection,
-        "C": projection,
-        "D": channels,
-        "z": sequence,
-        "delta_bias": channels,
+        "A": tensor("", width, state, dtype=params),
+        "B": projection("constant-B"),
+        "C": projection("constant-C"),
+        "D": tensor("no-D", width),
+        "z": tensor("no-z", batch, length, width, dtype=inputs),
+        "delta_bias": tensor("no-bias", width),
         "delta_softplus": True,
-        "initial_state": torch.empty(batch, width, state, device="meta"),
-        "reset": None,
+        "initial_state": tensor("no-initial", batch, width, state, dtype=params),
+        "reset": torch.empty(batch, length, dtype=torch.bool, device="meta")
+        if "reset" in other
+        else None,
     }
