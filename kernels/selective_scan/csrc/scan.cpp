@@ -17,11 +17,13 @@
 
 namespace {
 
-// States in registers at a time: as many as leave room for A, the gradients and the polynomial.
+// States at a time. Backward: as many as leave room in registers for A and the gradients. Forward:
+// as many as leave room for a chunk's rows beside its decays in a first-level cache of 32 KB.
+constexpr int FWD_STATES = 4;
 #if defined(__AVX512F__)
-constexpr int FWD_STATES = 8, BWD_STATES = 8;
+constexpr int BWD_STATES = 8;
 #else
-constexpr int FWD_STATES = 4, BWD_STATES = 4;
+constexpr int BWD_STATES = 4;
 #endif
 // Vectors of channels side by side in forward: they share what is loaded of B_t and C_t.
 constexpr int LANES = V > 1 ? 2 : 1;
