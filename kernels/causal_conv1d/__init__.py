@@ -142,7 +142,7 @@ def _check(
 # devices, dtypes and shapes, and so alike; Dynamo never looks inside.
 
 
-@torch.library.custom_op("seqbench::causal_conv1d", mutates_args=())
+@dispatch.operator("seqbench::causal_conv1d")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -172,7 +172,7 @@ def _(
     return y, x.new_empty(batch, weight.shape[1] - 1, width)
 
 
-@torch.library.custom_op("seqbench::causal_conv1d_backward", mutates_args=())
+@dispatch.operator("seqbench::causal_conv1d_backward")
 def _backward(
     dy: Tensor,
     dfinal_state: Tensor | None,

@@ -55,7 +55,7 @@ def example(device: str) -> dict[str, Any]:
     return {"x": torch.zeros(2, 4, device=device), "weight": torch.zeros(4, device=device)}
 
 
-@torch.library.custom_op("seqbench::rms_norm", mutates_args=())
+@dispatch.operator("seqbench::rms_norm")
 def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     """y, and 1 / sqrt(mean(x²) + eps) of every row (R)."""
     name, module = _resolve(backend, x, weight)
@@ -70,7 +70,7 @@ def _(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tens
     return y, weight.new_empty(x.shape[:-1].numel())
 
 
-@torch.library.custom_op("seqbench::rms_norm_backward", mutates_args=())
+@dispatch.operator("seqbench::rms_norm_backward")
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor, needs: Sequence[bool], backend: str
 ) -> list[Tensor]:

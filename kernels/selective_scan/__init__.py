@@ -221,7 +221,7 @@ def _step_projection(name: str, x: Tensor, state: Tensor) -> Tensor:
 _INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
-@torch.library.custom_op("seqbench::selective_scan", mutates_args=())
+@dispatch.operator("seqbench::selective_scan")
 def _forward(
     u: Tensor,
     delta: Tensor,
@@ -268,7 +268,7 @@ def _(
     return y, A.new_empty(batch, *A.shape), A.new_empty(checkpoints)
 
 
-@torch.library.custom_op("seqbench::selective_scan_backward", mutates_args=())
+@dispatch.operator("seqbench::selective_scan_backward")
 def _backward(
     dy: Tensor,
     dfinal_state: Tensor | None,

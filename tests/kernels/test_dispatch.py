@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from seqbench.kernels import dispatch
 from seqbench.kernels.selective_scan import example, selective_scan
@@ -100,3 +104,78 @@ def test_importing_the_kernels_imports_no_backend() -> None:
     loaded, _, triton = done.stdout.strip().rpartition(" ")
     assert "reference" in loaded and triton == "False", done.stderr
     assert not any(backend in loaded for backend in (".cpu", ".torch", ".triton")), loaded
+
+
+@pytest.fixture(scope="module")
+def square() -> dispatch.Operator:
+    """x² as an operator."""
+
+    @dispatch.operator("seqbench_test::square")
+    def square(x: Tensor) -> Tensor:
+        return x * x
+
+    def differentiate(ctx: Any, dy: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * dy
+
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    square.register_fake(torch.empty_like)
+    square.register_autograd(differentiate, setup_context=setup_context)
+    return square
+
+
+@pytest.fixture
+def seen(square: dispatch.Operator, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What reaches the custom op."""
+    calls: list[Tensor] = []
+    op = square.op
+
+    def record(x: Tensor) -> Tensor:
+        calls.append(x)
+        result: Tensor = op(x)
+        return result
+
+    monkeypatch.setattr(square, "op", record)
+    return calls
+
+
+def test_a_plain_call_goes_past_the_dispatcher(
+    square: dispatch.Operator, seen: list[Tensor]
+) -> None:
+    x = torch.tensor([3.0], requires_grad=True)
+    y = square(x)
+    assert torch.autograd.grad(y, x)[0].item() == 6 and square(x.detach()).item() == 9
+    with torch.no_grad():
+        assert not square(x).requires_grad
+    (slope,) = torch.autograd.grad(square(x), x, create_graph=True)
+    assert torch.autograd.grad(slope, x)[0].item() == 2
+    assert not seen
+
+
+def test_a_second_derivative_that_no_kernel_has_is_an_error() -> None:
+    call = {name: x for name, x in example("cpu").items() if x is not None}
+    u = call.pop("u").requires_grad_()
+    y = selective_scan(u, **call)
+    assert isinstance(y, Tensor)
+    (slope,) = torch.autograd.grad(y.sum(), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        slope.sum().backward()
+
+
+def test_whoever_watches_a_call_sees_the_custom_op(
+    square: dispatch.Operator, seen: list[Tensor]
+) -> None:
+    x = torch.tensor([3.0])
+    graph = make_fx(square)(x).graph
+    assert "seqbench_test.square.default" in {str(node.target) for node in graph.nodes}
+    assert len(seen) == 1
+    with torch.profiler.profile():
+        square(x)
+    assert len(seen) == 2
+    with FakeTensorMode() as mode:
+        assert isinstance(square(mode.from_tensor(x)), FakeTensor)
+    assert len(seen) == 3
+    with pytest.raises(RuntimeError, match="functorch transforms"):  # PyTorch's own refusal
+        torch.func.grad(lambda x: square(x).sum())(x)
+    assert len(seen) == 4
