@@ -383,7 +383,7 @@ def plan(u: Tensor, A: Tensor, wanted: int) -> _Plan:
     programs = batch * triton.cdiv(width, block)
     parts = 1
     if programs < _PROGRAMS_TO_FILL * multiprocessors:
-        parts = triton.cdiv(wanted * multiprocessors, programs)
+        parts = wanted * multiprocessors // programs  # no more: a few would run alone at the end
     chunk = triton.cdiv(triton.cdiv(length, parts), _EVERY) * _EVERY
     return _Plan(block // lanes, lanes, rows, chunk, triton.cdiv(length, chunk))
 

@@ -95,6 +95,19 @@ def launched(variant: str) -> dict[str, Any]:
     return used
 
 
+@pytest.mark.parametrize(("keep", "most"), ((True, 16), (False, 24)))
+def test_a_cut_scan_fills_whole_rounds(
+    keep: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one program more than are wanted, and less than a chunk of every block fewer."""
+    monkeypatch.setattr(scan, "_multiprocessors", lambda x: 132)
+    for width in (512, 1000, 1024):
+        with _compiled["recorded"](scan.kernels, *KERNELS) as kernels:
+            scan.forward(**arguments(1, 2**20, width, 16), keep=keep)
+        programs = -(-width // 16) * kernels["forward"].values["chunks"]
+        assert most * 132 - -(-width // 16) < programs <= most * 132
+
+
 def test_tuned_passes_are_cut_as_was_the_fastest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
