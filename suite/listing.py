@@ -9,6 +9,14 @@ from seqbench.suite import discovery
 
 Row = dict[str, Any]
 
+# What models are measured at, and the lengths at which they say what they carry when decoding.
+SIZE = {"vocab_size": 256, "d_model": 64, "num_layers": 2}
+LENGTHS = (256, 1024, 4096, 16384, 65536)
+_UNKNOWN: Row = {
+    **dict.fromkeys(("block", "layer", "complexity", "size", "parameters")),
+    "state_size": {},
+}
+
 
 def tasks() -> list[Row]:
     """Every task with its headline metric, scales and difficulty axes; plugins are not imported."""
@@ -32,10 +40,31 @@ def tasks() -> list[Row]:
 
 
 def models() -> list[Row]:
-    """Every named preset; block+layer is valid too. Plugins are not imported."""
-    from seqbench.models.build import presets
+    """Every named preset: its parts, and its cost at SIZE; block+layer is valid too.
 
-    rows: list[Row] = [{"name": n, "summary": summary} for n, summary in presets().items()]
+    `state_size` is numbers a sequence by length, `complexity` the time to train on L tokens and to
+    decode one. Plugins are not imported.
+    """
+    from seqbench.models.base import ModelError
+    from seqbench.models.build import describe, presets
+
+    rows: list[Row] = []
+    for name, summary in presets().items():
+        row = {"name": name, "summary": summary, **_UNKNOWN}
+        try:
+            info = describe(name, **SIZE, lengths=LENGTHS)
+        except ModelError as error:  # a plugin has taken the name of a part
+            row["summary"] += f" (cannot be built: {error})"
+        else:
+            row |= {
+                "block": info.block,
+                "layer": info.layer,
+                "complexity": info.complexity,
+                "size": SIZE,
+                "parameters": info.parameters,
+                "state_size": dict(info.state_size),
+            }
+        rows.append(row)
     rows += [_plugin("model", name) for name in plugins.names("model")]
     for part, form in (("layer", "BLOCK+{}"), ("block", "{}+LAYER")):
         rows += [_plugin(part, name, form.format(name)) for name in plugins.names(part)]
@@ -74,6 +103,8 @@ def _plugin(kind: str, name: str, shown: str | None = None) -> Row:
     row: Row = {"name": shown or name, "summary": f"plugin: {origin}", "plugin": origin}
     if kind == "task":
         row |= {"headline": None, "scales": {}, "difficulty": [], "config": []}
+    elif kind != "grid":
+        row |= _UNKNOWN
     return row if kind != "grid" else {**row, "doc": ""}
 
 

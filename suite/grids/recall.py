@@ -1,4 +1,4 @@
-"""Multi-query associative recall by eight models of one size (the question of Arora et al. 2023).
+"""Multi-query associative recall by eight models of like size (the question of Arora et al. 2023).
 
 cpu: 8 pairs among 64 tokens of a vocabulary of 256, up to 16,000 steps of 64 sequences, the
 curriculum of 1, 2, 4 and 8 pairs over the first four fifths of them; a cell stops at 99 %. paper:
@@ -34,7 +34,7 @@ ROWS = (
 
 
 def requests(scale: str) -> list[Request]:
-    """A row a model, all of mamba's size."""
+    """A row a model, of the width nearest to mamba's size."""
     return [_request(model, scale) for _, model, _ in ROWS]
 
 

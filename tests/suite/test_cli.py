@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from seqbench.models.build import build_model
 from seqbench.suite import cli
 from seqbench.suite.new import TEMPLATES
 
@@ -306,5 +307,13 @@ def test_list_as_json_is_what_a_program_can_read(seqbench: Command) -> None:
     assert {row["name"] for row in found["tasks"]} >= {
         "selective-copying", "induction-heads", "language", "dna", "piano",
     }  # fmt: skip
-    assert {row["name"] for row in found["models"]} >= {"mamba", "s4", "transformer"}
+    models = {row["name"]: row for row in found["models"]}
+    assert models["mamba"]["block"] == "mamba" and models["mamba"]["layer"] == "s6"
+    assert models["mamba"]["complexity"] == "O(L), O(1)"
+    size = models["mamba"]["size"]
+    built = build_model("transformer", **size)
+    assert models["transformer"]["parameters"] == built.num_parameters
+    for name, grows in (("mamba", False), ("s4", False), ("transformer", True)):
+        carried = models[name]["state_size"]
+        assert (carried["65536"] > 30 * carried["1024"]) is grows, name
     assert {row["name"] for row in found["grids"]} >= {"quickstart", "smoke"}

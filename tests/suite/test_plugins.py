@@ -177,6 +177,8 @@ def test_listing_imports_no_plugin(installed: Path) -> None:
     rows = {row["name"]: row for row in [*listing.models(), *listing.grids()]}
     assert "stranger 1.0" in rows["slowly"]["summary"]
     assert {"BLOCK+slow", "table", "lately"} <= set(rows)
+    assert rows["mamba"]["parameters"] and rows["table"]["parameters"] is None
+    assert "unique-name" in rows["s4"]["summary"] and rows["s4"]["parameters"] is None
     assert not [name for name in sys.modules if name.startswith("stranger")]
 
 
