@@ -73,7 +73,8 @@ class Rows(ctypes.Structure):
         """Points into `x_BLD`, which the caller keeps alive; see `adjacent`."""
         if x_BLD is None:
             return Rows()
-        return Rows(x_BLD.data_ptr(), x_BLD.stride(0), x_BLD.stride(1), DTYPES[x_BLD.dtype], 0)
+        batch, time, _ = x_BLD.stride()
+        return Rows(x_BLD.data_ptr(), batch, time, DTYPES[x_BLD.dtype], 0)
 
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -15,10 +15,10 @@ from seqbench.kernels import dispatch, native
 _FOLDER = Path(__file__).parent / "csrc"
 _REAL = _FOLDER / "scan.cpp"  # real A in float32, inputs of any precision below
 _GENERAL = _FOLDER / "scan_general.cpp"  # complex A, float64
-_CHUNK = 64  # steps between checkpoints: CHUNK in arguments.h
+_CHUNK = 32  # steps between checkpoints: CHUNK in arguments.h
 _MAX_STATE = 256
 _ROUNDED = (torch.bfloat16, torch.float16)  # inputs in less than the state's precision
-_INPUTS = (*_ROUNDED, torch.float32, torch.float64)
+_INPUTS = frozenset((*_ROUNDED, torch.float32, torch.float64))
 
 
 def refuse(
@@ -37,10 +37,10 @@ def refuse(
     """Why this backend cannot take the call, or None."""
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
     for x in given:
-        if x is not None and x.device.type != "cpu":
+        if x is not None and not x.is_cpu:
             return f"a tensor is on {x.device}; it runs on cpu"
     for x in given[:-1]:
-        if x is not None and not x.is_complex() and x.dtype not in _INPUTS:
+        if x is not None and x.dtype not in _INPUTS and not x.is_complex():
             return f"a tensor is {x.dtype}; it takes float64, float32, bfloat16 and float16"
     if not 1 <= A.shape[1] <= _MAX_STATE:
         return f"the state has {A.shape[1]} numbers; it takes 1 to {_MAX_STATE}"
@@ -70,14 +70,17 @@ def forward(
     batch, length, width = u.shape
     y_BLD = native.empty(u.shape, u.dtype)
     final_BDN = native.empty((batch, *A.shape), A.dtype)
-    checkpoints = native.empty(checkpoints_shape(batch, length, width, A.shape[1]), A.dtype)
+    # One state a sequence, overwritten from chunk to chunk, if they are not to be kept.
+    shape = checkpoints_shape(batch, length if keep else 1, width, A.shape[1])
+    checkpoints = native.empty(shape, A.dtype)
     kept = checkpoints if keep else A.new_empty(0)
     if y_BLD.numel() == 0:
         if initial_state is None:
             return y_BLD, final_BDN.zero_(), kept
         return y_BLD, final_BDN.copy_(initial_state), kept
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
-    call.point(checkpoints=checkpoints, final_state=final_BDN)
+    call.keep(checkpoints)
+    call.point(final_state=final_BDN)
     call.receive(y=y_BLD)
     call.run("forward")
     return y_BLD, final_BDN, kept
@@ -114,7 +117,8 @@ def backward(
     ]
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = gradients
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
-    call.point(checkpoints=checkpoints, dy=dy.to(u.dtype), dfinal=dfinal_state)
+    call.keep(checkpoints)
+    call.point(dy=dy.to(u.dtype), dfinal=dfinal_state)
     call.point(dA=dA, dD=dD, dbias=dbias, dinitial=dinitial)
     call.receive(du=du, ddelta=ddelta, dz=dz)
     call.receive(**{"dB" if B.ndim == 3 else "dconstant_B": dB})
@@ -171,7 +175,7 @@ class _Arguments(ctypes.Structure):
     """Arguments of arguments.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "length", "width", "state")),
+        *((name, ctypes.c_int64) for name in ("batch", "length", "width", "state", "kept")),
         ("team", native.Team),
         ("softplus", ctypes.c_int32),
         ("complex", ctypes.c_int32),
@@ -221,7 +225,8 @@ class _Call:
         self.tensors: list[Tensor] = []
         self.received: list[tuple[Tensor, Tensor]] = []
         batch, length, width = u.shape
-        self.arguments = _Arguments(batch, length, width, A.shape[1], native.Team.current())
+        self.arguments = _Arguments(batch, length, width, A.shape[1])
+        self.arguments.team = native.Team.current()
         self.arguments.softplus, self.arguments.complex = delta_softplus, A.is_complex()
         self.point(u=u, delta=delta, z=z, A=A, D=D, bias=delta_bias, initial=initial_state)
         self.point(reset=reset)
@@ -245,6 +250,11 @@ class _Call:
             if rows:
                 value = _unconverted_rows(x) if general else native.Rows.of(x)
             setattr(arguments, name, value)
+
+    def keep(self, checkpoints: Tensor) -> None:
+        """Where the states before chunks are kept: of all, or one for all."""
+        self.arguments.kept = checkpoints.shape[1]
+        self.point(checkpoints=checkpoints)
 
     def receive(self, **results: Tensor | None) -> None:
         """Sets fields to tensors that `run` fills, through the state's precision if that is all

@@ -25,7 +25,8 @@ constexpr int BWD_STATES = 8;
 #else
 constexpr int BWD_STATES = 4;
 #endif
-// Vectors of channels side by side in forward: they share what is loaded of B_t and C_t.
+// Vectors of channels side by side: they share what is loaded of B_t and C_t, and in backward the
+// sums over lanes.
 constexpr int LANES = V > 1 ? 2 : 1;
 
 using ScanArgs = Arguments<float>;
@@ -222,21 +223,32 @@ INLINE void for_vectors(int64_t steps, const F& f) {
   for (; t < steps; t++) f(Count<V>(), t);
 }
 
-// exp(Δ A) for K states and L vectors of channels; the rows of Δ are `row` floats apart. They do not
-// wait for one another as the steps of a recurrence do: apart from it they fill the pipes.
-template <int K, int L, bool WITHIN>
-static void decays(int64_t steps, const Lines& lines, const float* delta, int64_t row,
+// exp(Δ A) for K states and L vectors of channels; Δ's rows are `row`, its vectors `vector` floats
+// apart. They do not wait for one another as the steps of a recurrence do: apart from it they fill the
+// pipes.
+template <int K, int L, bool WITHIN, bool ROUGH>
+static void decays_as(int64_t steps, const Lines& lines, const float* delta, int64_t row, int64_t vector,
                    const float* A, float* out) {
   for (int64_t t = 0; t < steps; t++) {
     lines.fetch(t);
     for (int l = 0; l < L; l++) {
-      const vf dt = load(delta + t * row + l * W);
+      const vf dt = load(delta + t * row + l * vector);
       vf x[K];
       for (int k = 0; k < K; k++) x[k] = dt * load(A + k * BLOCK + l * W);
-      exp2s<K, WITHIN>(x);
+      exp2s<K, WITHIN, ROUGH>(x);
       for (int k = 0; k < K; k++) store(out + ((t * K + k) * L + l) * W, x[k]);
     }
   }
+}
+
+// `within` and `rough` as exp2s has them.
+template <int K, int L>
+static void decays(bool within, bool rough, int64_t steps, const Lines& lines, const float* delta,
+                   int64_t row, int64_t vector, const float* A, float* out) {
+  const auto some = within  ? (rough ? decays_as<K, L, true, true> : decays_as<K, L, true, false>)
+                    : rough ? decays_as<K, L, false, true>
+                            : decays_as<K, L, false, false>;
+  some(steps, lines, delta, row, vector, A, out);
 }
 
 // ---- Forward
@@ -318,7 +330,7 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
   const int64_t N = a.state, row_size = N * BLOCK;
   const int64_t first = shape.first_block(shape.first_group(part));
   const int64_t last = shape.first_block(shape.first_group(part + 1));
-  float* checkpoints = a.checkpoints + b * shape.chunks * shape.blocks * row_size;
+  float* checkpoints = a.checkpoints + b * a.kept * shape.blocks * row_size;
   for (int64_t block = first; block < last; block++)
     read_state(a, a.initial, b, block, checkpoints + block * row_size);
 
@@ -340,7 +352,7 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
             return enter<decltype(type)::value>(a.softplus, steps, delta_in, u_in, bias, D, delta,
                                                 u, y);
           });
-      const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
+      const bool within = longest * w.steepest[block] <= EXP2_WITHIN, rough = a.delta.dtype != FLOAT32;
 
       Ahead ahead;
       ahead.add(a.y, b, t, d);
@@ -349,15 +361,16 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
         for (const Rows* x : {&a.delta, &a.u, &a.z})
           ahead.add(*x, b, goes_on ? t : t + CHUNK, goes_on ? d + BLOCK : first * BLOCK);
 
-      const float* before = checkpoints + (chunk * shape.blocks + block) * row_size;
+      const float* before = checkpoints + (chunk % a.kept * shape.blocks + block) * row_size;
       const bool ends = chunk + 1 == shape.chunks;
-      float* after = ends ? state : checkpoints + ((chunk + 1) * shape.blocks + block) * row_size;
-      memcpy(after, before, row_size * sizeof(float));
+      float* after = ends ? state
+                          : checkpoints + ((chunk + 1) % a.kept * shape.blocks + block) * row_size;
+      if (after != before) memcpy(after, before, row_size * sizeof(float));
       for_states<FWD_STATES>(N, [&](auto k, int64_t n) {
         constexpr int K = decltype(k)::value;
         for (int lane = 0; lane < BLOCK; lane += LANES * W) {
-          (within ? decays<K, LANES, true> : decays<K, LANES, false>)(
-              steps, ahead.share(passes_of<FWD_STATES, LANES>(N)), delta + lane, BLOCK,
+          decays<K, LANES>(
+              within, rough, steps, ahead.share(passes_of<FWD_STATES, LANES>(N)), delta + lane, BLOCK, W,
               w.A + block * row_size + n * BLOCK + lane, decay);
           for (int64_t s = 0; s < count; s++)
             recur<K, LANES, SB, SC>(spans[s], decay, u + lane, y + lane,
@@ -391,27 +404,36 @@ struct Columns {
 // Where vector j from step t on lies, counted as in `for_vectors`.
 INLINE int64_t column(int64_t t, int j) { return (j % V * CHUNK + t + j / V) * W; }
 
-// What one pass over K states and W channels keeps: decay exp(Δ A) and the state before each step.
+// What one pass over a few states of LANES vectors keeps: decay exp(Δ A), on the way back the gradient
+// at ΔA in its place, and the state before each step.
 struct Tape {
-  alignas(64) float decay[CHUNK * BWD_STATES * W];
-  alignas(64) float state[(CHUNK + 1) * BWD_STATES * W];
+  alignas(64) float decay[CHUNK * BWD_STATES * LANES * W];
+  alignas(64) float state[(CHUNK + 1) * BWD_STATES * LANES * W];
 };
 
-template <int K, bool SB, bool SC, bool GATED>
+template <int K, int L, bool SB, bool SC, bool GATED>
 static void replay(const Span& span, Columns& r, int lane, Projection B, Projection C,
                    Tape& tape) {
-  vf h[K];
+  const int j = lane / W;
+  vf h[K][L];
   for (int k = 0; k < K; k++)
-    h[k] = span.reset ? splat(0.0f) : load(tape.state + (span.start * K + k) * W);
+    for (int l = 0; l < L; l++)
+      h[k][l] = span.reset ? splat(0.0f) : load(tape.state + ((span.start * K + k) * L + l) * W);
   for (int64_t t = span.start; t < span.end; t++) {
-    const vf xt = load(r.x + column(t, lane / W));
-    vf sum = GATED ? load(r.y + column(t, lane / W)) : xt;
-    for (int k = 0; k < K; k++) {
-      h[k] = load(tape.decay + (t * K + k) * W) * h[k] + projection<SB>(B, t, k) * xt;
-      store(tape.state + ((t + 1) * K + k) * W, h[k]);
-      if (GATED) sum += projection<SC>(C, t, k) * h[k];
+    vf xt[L], sum[L];
+    for (int l = 0; l < L; l++) {
+      xt[l] = load(r.x + column(t, j + l));
+      sum[l] = GATED ? load(r.y + column(t, j + l)) : xt[l];
     }
-    if (GATED) store(r.y + column(t, lane / W), sum);
+    for (int k = 0; k < K; k++)
+      for (int l = 0; l < L; l++) {
+        const vf kept = load(tape.decay + ((t * K + k) * L + l) * W) * h[k][l];
+        h[k][l] = kept + projection<SB>(B, t, k, l) * xt[l];
+        store(tape.state + (((t + 1) * K + k) * L + l) * W, h[k][l]);
+        if (GATED) sum[l] += projection<SC>(C, t, k, l) * h[k][l];
+      }
+    if (GATED)
+      for (int l = 0; l < L; l++) store(r.y + column(t, j + l), sum[l]);
   }
 }
 
@@ -427,48 +449,57 @@ INLINE void add_lane_sums(const vf* p, float* out) {
   }
 }
 
-// sums: per step, dB of the K states, then dC, `stride` floats apart.
-template <int K, bool SB, bool SC>
+// sums: per step, dB of the K states, then dC, `stride` floats apart. dA and the gradient of Δ have a
+// loop of their own, as there are no registers for their sums in the first.
+template <int K, int L, bool SB, bool SC>
 static void reverse(const Span& span, Columns& r, int lane, bool first, const float* A, Projection B,
-                    Projection C, const Tape& tape, float* carry, float* dA, float* dB, float* dC,
+                    Projection C, Tape& tape, float* carry, float* dA, float* dB, float* dC,
                     float* sums, int64_t stride) {
-  static const float zeros[K * W] = {};
-  vf dh[K], da[K], db[K], dc[K];
-  for (int k = 0; k < K; k++) {
-    dh[k] = load(carry + k * BLOCK);
-    da[k] = load(dA + k * BLOCK);
-    if (!SB) db[k] = load(dB + k * BLOCK);
-    if (!SC) dc[k] = load(dC + k * BLOCK);
-  }
+  static const float zeros[K * L * W] = {};
+  const int j = lane / W;
+  vf dh[K][L], db[K][L], dc[K][L];
+  for (int k = 0; k < K; k++)
+    for (int l = 0; l < L; l++) {
+      dh[k][l] = load(carry + k * BLOCK + l * W);
+      if (!SB) db[k][l] = load(dB + k * BLOCK + l * W);
+      if (!SC) dc[k][l] = load(dC + k * BLOCK + l * W);
+    }
   for (int64_t t = span.end - 1; t >= span.start; t--) {
-    const vf dt = load(r.delta + column(t, lane / W)), xt = load(r.x + column(t, lane / W));
-    const vf dy = load(r.dy + column(t, lane / W));
-    vf ddt = first ? splat(0.0f) : load(r.ddelta + column(t, lane / W));
-    vf dx = first ? splat(0.0f) : load(r.dx + column(t, lane / W));
-    const float* before = span.reset && t == span.start ? zeros : tape.state + t * K * W;
-    const float* after = tape.state + (t + 1) * K * W;
-    const float* decay = tape.decay + t * K * W;
-    vf products[2 * K];
+    const float* before = span.reset && t == span.start ? zeros : tape.state + t * K * L * W;
+    const float* after = tape.state + (t + 1) * K * L * W;
+    float* decay = tape.decay + t * K * L * W;
+    vf xt[L], dy[L], dx[L], products[2 * K];
+    for (int l = 0; l < L; l++) {
+      xt[l] = load(r.x + column(t, j + l));
+      dy[l] = load(r.dy + column(t, j + l));
+      dx[l] = first ? splat(0.0f) : load(r.dx + column(t, j + l));
+    }
 #pragma GCC unroll 16
     for (int k = 0; k < K; k++) {
-      const vf h = load(after + k * W);
-      const vf g = dh[k] + dy * projection<SC>(C, t, k);
-      if (SC)
-        products[K + k] = dy * h;
-      else
-        dc[k] += dy * h;
-      if (SB)
-        products[k] = g * xt;
-      else
-        db[k] += g * xt;
-      dx += g * projection<SB>(B, t, k);
-      dh[k] = g * load(decay + k * W);
-      const vf q = dh[k] * load(before + k * W);
-      da[k] += q * dt;
-      ddt += q * load(A + k * BLOCK);
+      vf b[L], c[L];  // loaded before a store that might change them, for all the compiler knows
+      for (int l = 0; l < L; l++) {
+        b[l] = projection<SB>(B, t, k, l);
+        c[l] = projection<SC>(C, t, k, l);
+      }
+#pragma GCC unroll 16
+      for (int l = 0; l < L; l++) {
+        const int i = (k * L + l) * W;
+        const vf h = load(after + i);
+        const vf g = dh[k][l] + dy[l] * c[l];
+        if (SC)
+          products[K + k] = l ? products[K + k] + dy[l] * h : dy[l] * h;
+        else
+          dc[k][l] += dy[l] * h;
+        if (SB)
+          products[k] = l ? products[k] + g * xt[l] : g * xt[l];
+        else
+          db[k][l] += g * xt[l];
+        dx[l] += g * b[l];
+        dh[k][l] = g * load(decay + i);
+        store(decay + i, dh[k][l] * load(before + i));
+      }
     }
-    store(r.ddelta + column(t, lane / W), ddt);
-    store(r.dx + column(t, lane / W), dx);
+    for (int l = 0; l < L; l++) store(r.dx + column(t, j + l), dx[l]);
     if constexpr (SB && SC)
       add_lane_sums<2 * K>(products, sums + t * stride);
     else if constexpr (SB)
@@ -476,12 +507,30 @@ static void reverse(const Span& span, Columns& r, int lane, bool first, const fl
     else if constexpr (SC)
       add_lane_sums<K>(products + K, sums + t * stride + K);
   }
-  for (int k = 0; k < K; k++) {
-    store(carry + k * BLOCK, span.reset ? splat(0.0f) : dh[k]);
-    store(dA + k * BLOCK, da[k]);
-    if (!SB) store(dB + k * BLOCK, db[k]);
-    if (!SC) store(dC + k * BLOCK, dc[k]);
+  for (int l = 0; l < L; l++) {
+    vf a[K], da[K];
+    for (int k = 0; k < K; k++) {
+      a[k] = load(A + k * BLOCK + l * W);
+      da[k] = load(dA + k * BLOCK + l * W);
+    }
+    for (int64_t t = span.start; t < span.end; t++) {
+      const vf dt = load(r.delta + column(t, j + l));
+      vf ddt = first ? splat(0.0f) : load(r.ddelta + column(t, j + l));
+      for (int k = 0; k < K; k++) {
+        const vf q = load(tape.decay + ((t * K + k) * L + l) * W);
+        da[k] += q * dt;
+        ddt += q * a[k];
+      }
+      store(r.ddelta + column(t, j + l), ddt);
+    }
+    for (int k = 0; k < K; k++) store(dA + k * BLOCK + l * W, da[k]);
   }
+  for (int k = 0; k < K; k++)
+    for (int l = 0; l < L; l++) {
+      store(carry + k * BLOCK + l * W, span.reset ? splat(0.0f) : dh[k][l]);
+      if (!SB) store(dB + k * BLOCK + l * W, db[k][l]);
+      if (!SC) store(dC + k * BLOCK + l * W, dc[k][l]);
+    }
 }
 
 void add(float* to, const float* from, int64_t count) {
@@ -620,7 +669,7 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
         return enter_backward<decltype(type)::value>(a.softplus, a.z.data, steps, delta_in, u_in,
                                                      dy_in, z_in, bias, D, r);
       });
-      const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
+      const bool within = longest * w.steepest[block] <= EXP2_WITHIN, rough = a.delta.dtype != FLOAT32;
 
       Ahead ahead;
       for (const Rows* x : {&a.du, &a.ddelta, &a.dz}) ahead.add(*x, b, t, d);
@@ -631,25 +680,27 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
 
       const float* before =
           a.checkpoints + ((b * shape.chunks + chunk) * shape.blocks + block) * row_size;
-      for (int lane = 0; lane < BLOCK; lane += W)
+      for (int lane = 0; lane < BLOCK; lane += LANES * W)
         for_states<BWD_STATES>(N, [&](auto k, int64_t n) {
           constexpr int K = decltype(k)::value;
           const int64_t at_state = n * BLOCK + lane;
           const float* A = w.A + parameters + at_state;
           const Projection Bn = at<SB>(B, w.B + parameters, n, lane);
           const Projection Cn = at<SC>(C, w.C + parameters, n, lane);
-          const Lines lines = ahead.share(passes_of<BWD_STATES, 1>(N));
+          const Lines lines = ahead.share(passes_of<BWD_STATES, LANES>(N));
           for (int i = 0; i < K; i++)
-            store(tape.state + i * W, load(before + at_state + i * BLOCK));
-          (within ? decays<K, 1, true> : decays<K, 1, false>)(
-              steps, lines, r.delta + column(0, lane / W), W, A, tape.decay);
+            memcpy(tape.state + i * LANES * W, before + at_state + i * BLOCK,
+                   LANES * W * sizeof(float));
+          decays<K, LANES>(within, rough, steps, lines, r.delta + column(0, lane / W), W, CHUNK * W, A,
+                           tape.decay);
           for (int64_t s = 0; s < count; s++)
-            (a.dz.data ? replay<K, SB, SC, true> : replay<K, SB, SC, false>)(spans[s], r, lane, Bn,
-                                                                             Cn, tape);
+            (a.dz.data ? replay<K, LANES, SB, SC, true> : replay<K, LANES, SB, SC, false>)(
+                spans[s], r, lane, Bn, Cn, tape);
           for (int64_t s = count - 1; s >= 0; s--)
-            reverse<K, SB, SC>(spans[s], r, lane, n == 0, A, Bn, Cn, tape, w.carry + at_sum + at_state,
-                               w.dA + at_sum + at_state, w.dB + at_sum + at_state,
-                               w.dC + at_sum + at_state, sums + 2 * n, 2 * N);
+            reverse<K, LANES, SB, SC>(spans[s], r, lane, n == 0, A, Bn, Cn, tape,
+                                      w.carry + at_sum + at_state, w.dA + at_sum + at_state,
+                                      w.dB + at_sum + at_state, w.dC + at_sum + at_state,
+                                      sums + 2 * n, 2 * N);
         });
 
       float* dD = w.dD + (b * shape.blocks + block) * BLOCK;

@@ -267,7 +267,7 @@ struct Scan {
     alignas(64) T state[MAX_STATE * ROW];
     const int64_t first = shape.first_block(shape.first_group(part));
     const int64_t last = shape.first_block(shape.first_group(part + 1));
-    T* checkpoints = a.checkpoints + b * shape.chunks * parameters;
+    T* checkpoints = a.checkpoints + b * a.kept * parameters;
     for (int64_t block = first; block < last; block++)
       read_rows(of_sequence(a.initial, b), block, checkpoints + block * block_size);
     for (int64_t chunk = 0; chunk < shape.chunks; chunk++) {
@@ -275,9 +275,9 @@ struct Scan {
       const int64_t count = spans_of(a, b, t, steps, spans);
       for (int64_t block = first; block < last; block++) {
         enter({b, block, t, steps}, r);
-        const T* before = checkpoints + chunk * parameters + block * block_size;
+        const T* before = checkpoints + chunk % a.kept * parameters + block * block_size;
         const bool ends = chunk + 1 == shape.chunks;
-        T* after = ends ? state : checkpoints + (chunk + 1) * parameters + block * block_size;
+        T* after = ends ? state : checkpoints + (chunk + 1) % a.kept * parameters + block * block_size;
         for (int64_t n = 0; n < N; n++)
           for (int lane = 0; lane < BLOCK; lane += LANES) {
             const int64_t at = n * ROW + lane;
