@@ -136,7 +136,8 @@ class Limited:
         self.kernel, self.registers, self.arg_names = kernel, registers, kernel.arg_names
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return partial(self.kernel[grid], maxnreg=self.registers)
+        launch = self.kernel[grid]
+        return lambda **values: launch(**{**values, "maxnreg": self.registers})
 
 
 KERNELS = {name: getattr(triton_kernels, name) for name in DEFAULTS["STEPS"]}

@@ -286,13 +286,15 @@ def backward(
     STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     EVERY: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
-    SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr,
+    SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Gradients; those summed over channels or time as one partial sum a program.
 
     Group by group, the last first: from the block's kept state to the group's start, then its
     states and decays, which stay in registers while the adjoint goes back through the group. They
     leave few registers: on the way back B, for the second time, and C are handed out by halves.
+    AHEAD: what is passed on the way from a block's start is loaded at the end of the group before,
+    if it is one group; else it is waited for.
     """
     BLOCK: tl.constexpr = GROUPS * LANES
     HALF: tl.constexpr = STEPS // 2
@@ -322,12 +324,18 @@ def backward(
     next_dy = _load_steps(dy, dy_l, last, begin, end, d, inside, STEPS)
     next_u = _load_steps(u, u_l, last, begin, end, d, inside, STEPS)
     next_delta = _load_steps(delta, delta_l, last, begin, end, d, inside, STEPS)
+    if AHEAD:
+        passed_u = _load_steps(u, u_l, last - STEPS, begin, end, d, inside, STEPS)
+        passed_delta = _load_steps(delta, delta_l, last - STEPS, begin, end, d, inside, STEPS)
     if z is not None:
         z += b * z_b
         next_z = _load_steps(z, z_l, last, begin, end, d, inside, STEPS)
     if SELECTIVE_B:
         B += b * B_b
         next_B = _load_projections(B, B_l, last, begin, end, n, STATE, STEPS, COMPLEX)
+        passed_B = next_B
+        if AHEAD:
+            passed_B = _load_projections(B, B_l, last - STEPS, begin, end, n, STATE, STEPS, COMPLEX)
     if SELECTIVE_C:
         C += b * C_b
         next_C = _load_projections(C, C_l, last, begin, end, n, STATE, STEPS, COMPLEX)
@@ -351,18 +359,22 @@ def backward(
         if SELECTIVE_C:
             Cs = next_C
         for at in range(t - t % EVERY, t, STEPS):
-            passed_u = _load_whole(u, u_l, at, d, inside, STEPS).to(tl.float32)
-            passed = _load_whole(delta, delta_l, at, d, inside, STEPS).to(tl.float32)
-            passed = _delta(passed, bias_d, at, end, SOFTPLUS, STEPS)
-            deltas, drives = _two_rows(passed, passed * passed_u, STEPS, GROUPS, LANES)
-            passed_B = Bs
+            passed_Bs = Bs
             if SELECTIVE_B:
-                passed_B = _load_whole_projections(B, B_l, at, n, STATE, STEPS, COMPLEX)
-            passed_B = _projections(passed_B, STEPS, ROWS, COMPLEX, SELECTIVE_B)
+                passed_Bs = passed_B
+            if not AHEAD:
+                passed_u = _load_whole(u, u_l, at, d, inside, STEPS)
+                passed_delta = _load_whole(delta, delta_l, at, d, inside, STEPS)
+                if SELECTIVE_B:
+                    passed_Bs = _load_whole_projections(B, B_l, at, n, STATE, STEPS, COMPLEX)
+            passed = _delta(passed_delta.to(tl.float32), bias_d, at, end, SOFTPLUS, STEPS)
+            driven = passed * passed_u.to(tl.float32)
+            deltas, drives = _two_rows(passed, driven, STEPS, GROUPS, LANES)
+            passed_Bs = _projections(passed_Bs, STEPS, ROWS, COMPLEX, SELECTIVE_B)
             for i in tl.static_range(STEPS):
                 ar, ai = _decay(deltas[i], Ar, Ai, COMPLEX)
                 ar, ai = _cut(ar, ai, reset, b * length + at + i, at + i < end, COMPLEX)
-                Br, Bi = _projection(passed_B, i, SELECTIVE_B)
+                Br, Bi = _projection(passed_Bs, i, SELECTIVE_B)
                 hr, hi = _advance(hr, hi, ar, ai, drives[i], Br, Bi, COMPLEX)
 
         delta_SD = _delta(raw_SD, bias_d, t, end, SOFTPLUS, STEPS)
@@ -445,6 +457,12 @@ def backward(
             _store_summed(dB, narrow, t, end, n, dBrs, dBis, STATE, STEPS, ROWS, LANES, COMPLEX)
         if dC is not None and SELECTIVE_C:
             _store_summed(dC, narrow, t, end, n, dCrs, dCis, STATE, STEPS, ROWS, LANES, COMPLEX)
+        if AHEAD:
+            at = tl.maximum(t - 2 * STEPS, begin)  # what the next group passes, if it does
+            passed_u = _load_whole(u, u_l, at, d, inside, STEPS)
+            passed_delta = _load_whole(delta, delta_l, at, d, inside, STEPS)
+            if SELECTIVE_B:
+                passed_B = _load_whole_projections(B, B_l, at, n, STATE, STEPS, COMPLEX)
         Bg_SD = _stack(Bgs, STEPS, GROUPS, LANES)
         Aq_SD = _stack(Aqs, STEPS, GROUPS, LANES) * (1.0 if COMPLEX else _LN2)
         ddelta_SD = slope_SD * (Aq_SD + u_SD * Bg_SD)

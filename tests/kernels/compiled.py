@@ -57,12 +57,15 @@ class Recorder:
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.arg_names = kernel, kernel.arg_names
         self.values: dict[str, Any] = {}
+        self.options: dict[str, int] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self._launch
 
-    def _launch(self, *, num_warps: int, **values: Any) -> None:
-        self.values = values
+    def _launch(self, *, num_warps: int, maxnreg: int | None = None, **values: Any) -> None:
+        self.values, self.options = values, {"num_warps": num_warps}
+        if maxnreg is not None:
+            self.options["maxnreg"] = maxnreg
 
     def source(self) -> ASTSource:
         """What the launcher would compile, of tensors that begin at multiples of 16 bytes."""
@@ -100,9 +103,9 @@ def recorded(module: ModuleType, *names: str) -> Iterator[dict[str, Recorder]]:
             setattr(module, name, recorder.kernel)
 
 
-def resources(source: ASTSource, target: str) -> dict[str, int]:
+def resources(kernel: Recorder, target: str) -> dict[str, int]:
     """Registers, bytes of stack and of shared memory, and spills on AMD."""
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": 1})
+    compiled = triton.compile(kernel.source(), target=TARGETS[target], options=kernel.options)
     found = {"SHARED": int(compiled.metadata.shared)}
     if target == "gfx942":
         assembly = compiled.asm["amdgcn"]

@@ -17,13 +17,12 @@
 
 namespace {
 
-// States at a time. Backward: as many as leave room in registers for A and the gradients. Forward:
-// as many as leave room for a chunk's rows beside its decays in a first-level cache of 32 KB.
-constexpr int FWD_STATES = 4;
+// States at a time: as many as leave room in registers for them and their gradients, and beside their
+// decays in a first-level cache of 32 KB for a chunk's rows.
 #if defined(__AVX512F__)
-constexpr int BWD_STATES = 8;
+constexpr int FWD_STATES = 8, BWD_STATES = 8;
 #else
-constexpr int BWD_STATES = 4;
+constexpr int FWD_STATES = 4, BWD_STATES = 4;
 #endif
 // Vectors of channels side by side: they share what is loaded of B_t and C_t, and in backward the
 // sums over lanes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import runpy
 from pathlib import Path
@@ -33,8 +34,8 @@ DEFAULTS = ("", "whole", "float32", "float32 whole")
     [*itertools.product(("sm_80", "sm_90", "sm_100"), DEFAULTS), ("gfx942", "")],
 )
 def test_no_kernel_spills_in_its_default_configuration(target: str, variant: str) -> None:
-    for name, kernel in launched(variant).items():
-        found = _compiled["resources"](kernel.source(), target)
+    for name, kernel in launched(variant, target).items():
+        found = _compiled["resources"](kernel, target)
         assert not any(found.get(key) for key in ("STACK", "LOCAL", "SPILL")), (name, found)
 
 
@@ -67,22 +68,25 @@ def test_any_two_options_stand_in_all_four_ways() -> None:
 )
 def test_every_option_compiles(target: str, variant: str) -> None:
     """On sm_90 in pairs; elsewhere all at once, which with the defaults above is each both ways."""
-    for name, kernel in launched(variant).items():
-        found = _compiled["resources"](kernel.source(), target)
+    for name, kernel in launched(variant, target).items():
+        found = _compiled["resources"](kernel, target)
         assert 0 < found["REG"] <= 512 and found["SHARED"] <= 48 * 1024, (name, found)
         # Sine and cosine have 32 bytes of stack of their own.
         assert not found.get("SPILL") and found.get("STACK", 0) <= 128, (name, found)
         assert "complex" in variant or not found.get("STACK"), (name, found)
 
 
-def launched(variant: str) -> dict[str, Any]:
-    """The kernels with what a call launches them with; a cut scan has every kernel there is."""
+def launched(variant: str, target: str) -> dict[str, Any]:
+    """The kernels with what calls launch them with; a cut scan has every kernel there is."""
     with (
         pytest.MonkeyPatch.context() as patch,
         _compiled["recorded"](scan.kernels, *KERNELS) as kernels,
     ):
         patch.setattr(scan, "_multiprocessors", lambda x: 1 if "whole" in variant else 132)
+        patch.setattr(scan, "_is_sm_90", lambda x: target == "sm_90")
         call = arguments(1, 2048, 1024, 16, variant)
+        scan.forward(**call, keep=False)
+        alone = copy.copy(kernels["forward"])
         y, final, checkpoints = scan.forward(**call)
         scan.backward(y, final, **call, checkpoints=checkpoints, needs=(True,) * 9)
         call.pop("initial_state"), call.pop("reset")
@@ -92,7 +96,7 @@ def launched(variant: str) -> dict[str, Any]:
         scan.step(final, **now)
     used = {name: kernel for name, kernel in kernels.items() if kernel.values}
     assert used.keys() == set(("forward", "backward", "step") if "whole" in variant else KERNELS)
-    return used
+    return {**used, "forward alone": alone}
 
 
 @pytest.mark.parametrize(("keep", "most"), ((True, 16), (False, 24)))
