@@ -128,7 +128,7 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         tensors = [x for x in arguments if isinstance(x, Tensor)]
-        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        differentiated = torch.is_grad_enabled() and any([x.requires_grad for x in tensors])
         if _watched(tensors) or (differentiated and self.function is None):
             return self.op(*arguments)
         return self.function.apply(*arguments) if differentiated else self.compute(*arguments)
@@ -139,16 +139,20 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     return lambda compute: Operator(name, compute)
 
 
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
 def _watched(tensors: Iterable[Tensor]) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._autograd._profiler_enabled()
-        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+        or any([type(x) not in _PLAIN for x in tensors])
     )
 
 
+@functools.cache
 def load(op: str, backend: str) -> ModuleType:
     """The backend's module, imported now if it was not."""
     return importlib.import_module(_modules(op)[backend])

@@ -73,7 +73,7 @@ def selective_scan(
         y, final_state = reference.scan(*arguments)
     else:
         differentiated = torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in arguments
+            [isinstance(x, Tensor) and x.requires_grad for x in arguments]
         )
         y, final_state, _ = _forward(*arguments, backend, differentiated)
     y = _cast(y, u.dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,20 +69,17 @@ def forward(
     batch, length, width = u.shape
     y_BLD = native.empty(u.shape, u.dtype)
     final_BDN = native.empty((batch, *A.shape), A.dtype)
-    # One state a sequence, overwritten from chunk to chunk, if they are not to be kept.
-    shape = checkpoints_shape(batch, length if keep else 1, width, A.shape[1])
+    shape = checkpoints_shape(batch, length, width, A.shape[1]) if keep else (0,)
     checkpoints = native.empty(shape, A.dtype)
-    kept = checkpoints if keep else A.new_empty(0)
     if y_BLD.numel() == 0:
         if initial_state is None:
-            return y_BLD, final_BDN.zero_(), kept
-        return y_BLD, final_BDN.copy_(initial_state), kept
+            return y_BLD, final_BDN.zero_(), checkpoints
+        return y_BLD, final_BDN.copy_(initial_state), checkpoints
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
-    call.keep(checkpoints)
-    call.point(final_state=final_BDN)
+    call.point(checkpoints=checkpoints if keep else None, final_state=final_BDN)
     call.receive(y=y_BLD)
     call.run("forward")
-    return y_BLD, final_BDN, kept
+    return y_BLD, final_BDN, checkpoints
 
 
 def backward(
@@ -117,8 +113,7 @@ def backward(
     ]
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = gradients
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset)
-    call.keep(checkpoints)
-    call.point(dy=dy.to(u.dtype), dfinal=dfinal_state)
+    call.point(checkpoints=checkpoints, dy=dy.to(u.dtype), dfinal=dfinal_state)
     call.point(dA=dA, dD=dD, dbias=dbias, dinitial=dinitial)
     call.receive(du=du, ddelta=ddelta, dz=dz)
     call.receive(**{"dB" if B.ndim == 3 else "dconstant_B": dB})
@@ -168,14 +163,14 @@ def step(
     return y, after
 
 
-_ROWS = frozenset(("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC"))
+_ROWS = frozenset(("y", "dy", "du", "ddelta", "dz", "dB", "dC"))
 
 
 class _Arguments(ctypes.Structure):
     """Arguments of arguments.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "length", "width", "state", "kept")),
+        *((name, ctypes.c_int64) for name in ("batch", "length", "width", "state")),
         ("team", native.Team),
         ("softplus", ctypes.c_int32),
         ("complex", ctypes.c_int32),
@@ -225,36 +220,47 @@ class _Call:
         self.tensors: list[Tensor] = []
         self.received: list[tuple[Tensor, Tensor]] = []
         batch, length, width = u.shape
-        self.arguments = _Arguments(batch, length, width, A.shape[1])
-        self.arguments.team = native.Team.current()
-        self.arguments.softplus, self.arguments.complex = delta_softplus, A.is_complex()
-        self.point(u=u, delta=delta, z=z, A=A, D=D, bias=delta_bias, initial=initial_state)
-        self.point(reset=reset)
-        self.point(**{"B" if B.ndim == 3 else "constant_B": B})
-        self.point(**{"C" if C.ndim == 3 else "constant_C": C})
+        B_DN, B_BLN = (None, B) if B.ndim == 3 else (B, None)
+        C_DN, C_BLN = (None, C) if C.ndim == 3 else (C, None)
+        rows, pointer = self.rows, self.pointer
+        # In the order of the fields: a small model's call is mostly what Python does around it.
+        self.arguments = _Arguments(
+            *(batch, length, width, A.shape[1], native.Team.current()),
+            *(delta_softplus, A.is_complex()),
+            *(rows(u), rows(delta), rows(z), rows(B_BLN), rows(C_BLN)),
+            *(pointer(A), pointer(B_DN), pointer(C_DN), pointer(D), pointer(delta_bias)),
+            *(pointer(initial_state), pointer(reset)),
+        )
+
+    def rows(self, x_BLD: Tensor | None) -> native.Rows:
+        """A field for a sequence."""
+        if x_BLD is None:
+            return native.Rows()
+        x_BLD = self._exact(x_BLD)
+        if x_BLD.stride(-1) != 1:
+            x_BLD = x_BLD.contiguous()
+        self.tensors.append(x_BLD)
+        return _unconverted_rows(x_BLD) if self.general else native.Rows.of(x_BLD)
+
+    def pointer(self, x: Tensor | None) -> int | None:
+        """A field for a tensor as it lies in memory."""
+        if x is None:
+            return None
+        x = self._exact(x).contiguous()
+        self.tensors.append(x)
+        return x.data_ptr()
+
+    def _exact(self, x: Tensor) -> Tensor:
+        if not self.general:
+            return x
+        x = x.resolve_conj().resolve_neg()
+        return x.to(self.precision) if x.dtype in _ROUNDED else x
 
     def point(self, **tensors: Tensor | None) -> None:
         """Sets fields to tensors; None leaves a field null."""
-        arguments, general = self.arguments, self.general
         for name, x in tensors.items():
-            if x is None:
-                continue
-            rows = name in _ROWS
-            x = native.adjacent(x) if rows else x.contiguous()
-            if general:
-                x = x.resolve_conj().resolve_neg()
-                if x.dtype in _ROUNDED:
-                    x = x.to(self.precision)
-            self.tensors.append(x)
-            value: Any = x.data_ptr()
-            if rows:
-                value = _unconverted_rows(x) if general else native.Rows.of(x)
-            setattr(arguments, name, value)
-
-    def keep(self, checkpoints: Tensor) -> None:
-        """Where the states before chunks are kept: of all, or one for all."""
-        self.arguments.kept = checkpoints.shape[1]
-        self.point(checkpoints=checkpoints)
+            if x is not None:
+                setattr(self.arguments, name, self.rows(x) if name in _ROWS else self.pointer(x))
 
     def receive(self, **results: Tensor | None) -> None:
         """Sets fields to tensors that `run` fills, through the state's precision if that is all

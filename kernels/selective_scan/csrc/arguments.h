@@ -14,13 +14,12 @@ constexpr int64_t MAX_STATE = 256;
 template <class T>
 struct Arguments {
   int64_t batch, length, width, state;
-  int64_t kept;  // checkpoints of a sequence: all chunks', or 1, overwritten, where none is needed
   Team team;
   int32_t softplus, complex;
   Rows u, delta, z, B, C;  // z, and B or C where they are constant: null
   const T *A, *constant_B, *constant_C, *D, *bias, *initial;
   const uint8_t* reset;
-  T* checkpoints;  // (batch, kept, blocks, state, 16)
+  T* checkpoints;  // (batch, chunks, blocks, state, 16); forward may have none
   T* workspace;    // as many numbers as the library's workspace function says
   // Forward
   Rows y;

@@ -42,7 +42,8 @@ void pack(const ScanArgs& a, const float* in, float scale, float* out) {
 struct Workspace {
   float *A, *B, *C;             // packed, A in units of log2
   float* steepest;              // (blocks): the largest |A|, in the same units
-  float *carry, *dA, *dB, *dC;  // (batch, blocks, state, 16)
+  float* carry;                 // (batch, blocks, state, 16): what a chunk hands to the next
+  float *dA, *dB, *dC;          // the same
   float *dD, *dbias;            // (batch, blocks, 16)
   float* partials;              // (batch, parts, segment, CHUNK, 2 state)
   float* branches;              // (batch, parts, MOST_BRANCHES, CHUNK, 2 state)
@@ -54,7 +55,7 @@ struct Workspace {
     B = take(a, a.constant_B ? parameters : 0);
     C = take(a, a.constant_C ? parameters : 0);
     steepest = take(a, s.blocks);
-    carry = take(a, sums * parameters);
+    carry = take(a, backward || !a.checkpoints ? a.batch * parameters : 0);
     dA = take(a, sums * parameters);
     dB = take(a, a.constant_B ? sums * parameters : 0);
     dC = take(a, a.constant_C ? sums * parameters : 0);
@@ -329,7 +330,8 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
   const int64_t N = a.state, row_size = N * BLOCK;
   const int64_t first = shape.first_block(shape.first_group(part));
   const int64_t last = shape.first_block(shape.first_group(part + 1));
-  float* checkpoints = a.checkpoints + b * a.kept * shape.blocks * row_size;
+  const int64_t kept = a.checkpoints ? shape.chunks : 1;  // of one, every chunk's takes the same place
+  float* checkpoints = (a.checkpoints ? a.checkpoints : w.carry) + b * kept * shape.blocks * row_size;
   for (int64_t block = first; block < last; block++)
     read_state(a, a.initial, b, block, checkpoints + block * row_size);
 
@@ -360,10 +362,10 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
         for (const Rows* x : {&a.delta, &a.u, &a.z})
           ahead.add(*x, b, goes_on ? t : t + CHUNK, goes_on ? d + BLOCK : first * BLOCK);
 
-      const float* before = checkpoints + (chunk % a.kept * shape.blocks + block) * row_size;
+      const float* before = checkpoints + (chunk % kept * shape.blocks + block) * row_size;
       const bool ends = chunk + 1 == shape.chunks;
       float* after = ends ? state
-                          : checkpoints + ((chunk + 1) % a.kept * shape.blocks + block) * row_size;
+                          : checkpoints + ((chunk + 1) % kept * shape.blocks + block) * row_size;
       if (after != before) memcpy(after, before, row_size * sizeof(float));
       for_states<FWD_STATES>(N, [&](auto k, int64_t n) {
         constexpr int K = decltype(k)::value;

@@ -167,7 +167,7 @@ struct Scan {
     A = take(parameters);
     B = take(a.constant_B ? parameters : 0);
     C = take(a.constant_C ? parameters : 0);
-    carry = take(sums * parameters);
+    carry = take(backward || !a.checkpoints ? a.batch * parameters : 0);
     dA = take(sums * parameters);
     dB = take(a.constant_B ? sums * parameters : 0);
     dC = take(a.constant_C ? sums * parameters : 0);
@@ -267,7 +267,8 @@ struct Scan {
     alignas(64) T state[MAX_STATE * ROW];
     const int64_t first = shape.first_block(shape.first_group(part));
     const int64_t last = shape.first_block(shape.first_group(part + 1));
-    T* checkpoints = a.checkpoints + b * a.kept * parameters;
+    const int64_t kept = a.checkpoints ? shape.chunks : 1;
+    T* checkpoints = (a.checkpoints ? a.checkpoints : carry) + b * kept * parameters;
     for (int64_t block = first; block < last; block++)
       read_rows(of_sequence(a.initial, b), block, checkpoints + block * block_size);
     for (int64_t chunk = 0; chunk < shape.chunks; chunk++) {
@@ -275,9 +276,9 @@ struct Scan {
       const int64_t count = spans_of(a, b, t, steps, spans);
       for (int64_t block = first; block < last; block++) {
         enter({b, block, t, steps}, r);
-        const T* before = checkpoints + chunk % a.kept * parameters + block * block_size;
+        const T* before = checkpoints + chunk % kept * parameters + block * block_size;
         const bool ends = chunk + 1 == shape.chunks;
-        T* after = ends ? state : checkpoints + (chunk + 1) % a.kept * parameters + block * block_size;
+        T* after = ends ? state : checkpoints + (chunk + 1) % kept * parameters + block * block_size;
         for (int64_t n = 0; n < N; n++)
           for (int lane = 0; lane < BLOCK; lane += LANES) {
             const int64_t at = n * ROW + lane;
