@@ -34,9 +34,10 @@ _WARP = 32
 _NUMBERS = 8  # of a state tile, a lane
 _LANES = 16  # channels side by side in a warp: rows of 32 bytes in bfloat16
 _MAX_BLOCK = 32  # channels of a program
-# Of a lane on sm_90, for forward that keeps no states, of real A and sequences of 16 bits. The
-# compiler takes 8 more, and then orders the instructions in a way that takes a sixth longer.
-_REGISTERS_ALONE = 160
+# Of a lane on sm_90, at most, for forward of real A and sequences of 16 bits that keeps states and
+# that keeps none. Left alone the compiler orders the instructions in a way that takes longer, by a
+# twentieth and a sixth.
+_REGISTERS, _REGISTERS_ALONE = 192, 160
 _STEP_NUMBERS = 512  # of the state a program of `step` advances
 _PROGRAMS_TO_FILL = 6  # a multiprocessor, below which the length is cut
 _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
@@ -373,8 +374,8 @@ class _Call:
             **more,
         }
         limit = {}
-        if name == "forward" and more["checkpoints"] is None and self.narrow:
-            limit["maxnreg"] = _REGISTERS_ALONE
+        if name == "forward" and self.narrow:
+            limit["maxnreg"] = _REGISTERS_ALONE if more["checkpoints"] is None else _REGISTERS
         programs = self.batch * self.blocks * (1 if name == "chunk_starts" else self.chunks)
         kernel[(programs,)](
             **{parameter: values[parameter] for parameter in kernel.arg_names}, num_warps=1, **limit
