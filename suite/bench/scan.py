@@ -6,7 +6,6 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +24,6 @@ from seqbench.suite.bench.result import (
     length_axis,
 )
 from seqbench.suite.bench.timing import (
-    Own,
     Timing,
     available_memory,
     free,
@@ -77,7 +75,6 @@ _LOOP_LENGTH = 4096  # up to here the float64 loop is the judge at the timed siz
 # dC, which sum over all: the float64 judge would take longer than everything it judges.
 _JUDGED_WHOLE, _JUDGED_CHANNELS = 2**20, 32
 _WHOLE_STATES = 10  # (B, L, D, N) tensors that an entrant which expands holds, at most
-_MEASURES = ("forward", "both")
 _PATIENCE = {"cpu": 20.0, "cuda": 6.0}  # seconds; a pass that would take longer is left out
 _SECONDS = {"cpu": 0.6, "cuda": 0.4}  # of timing for each, at least one run
 
@@ -114,7 +111,6 @@ class ScanBench(Result):
     peaks: list[Peaks]
     rows: list[Row]
     headline: Size = HEADLINE
-    apart: bool = False  # every entrant timed in a process of its own
     tolerance: dict[str, float] = field(
         default_factory=lambda: {_short(dtype): limit for dtype, limit in _TOLERANCE.items()}
     )
@@ -253,11 +249,6 @@ class ScanBench(Result):
         for size in sizes:
             lines += self._remarks_at(size)
         lines += self._ahead()
-        if self.apart:
-            lines.append(
-                "every entrant is timed in a process of its own, in turn: memory that others have "
-                "left behind would spare it page faults"
-            )
         if any(t and t.captured for row in self.rows for t in (row.forward, row.both)):
             lines.append("runs under 5 ms are replayed as CUDA graphs, ours and the peers' alike")
         return lines + self.noise()
@@ -370,21 +361,18 @@ def bench_scan(
     threads: int | None = None,
     rounds: int = 9,
     memory_sizes: Sequence[Size] | None = None,
-    apart: bool | None = None,
     progress: Callable[[str], None] = lambda line: None,
     so_far: Callable[[ScanBench], object] = lambda found: None,
 ) -> ScanBench:
     """Checks every entrant, then times all of them together, size by size.
 
     `threads` are torch's, as they are if None. Peak memory is measured at `memory_sizes` among the
-    sizes (on a CPU by default the headline, on a GPU all). `apart`: every entrant is timed in a
-    process of its own, by default on a CPU. `progress` is told what begins, `so_far`
+    sizes (on a CPU by default the headline, on a GPU all). `progress` is told what begins, `so_far`
     given what was found, after every size. Raises GateClosed, before anything is timed at that
     size, if a result is wrong.
     """
     place = torch.device(device)
     cuda = place.type == "cuda"
-    apart = not cuda if apart is None else apart
     sizes = (CUDA_SIZES if cuda else SIZES) if sizes is None else sizes
     if memory_sizes is None:
         memory_sizes = sizes if cuda else (HEADLINE,)
@@ -398,21 +386,11 @@ def bench_scan(
             peaks=measure_peaks(place),
             rows=[],
             headline=CUDA_HEADLINE if cuda else HEADLINE,
-            apart=apart,
             environment=facts,
         )
         slow: dict[str, tuple[Size, float]] = {}
         for size in sizes:
-            some = _at_size(
-                present,
-                size,
-                place,
-                rounds,
-                slow,
-                progress,
-                measure_memory=size in memory_sizes,
-                apart=apart,
-            )
+            some = _at_size(present, size, place, rounds, size in memory_sizes, slow, progress)
             found.rows.extend(_with_floor(row, found.peaks) for row in some)
             so_far(found)
     return found
@@ -446,11 +424,9 @@ def _at_size(
     size: Size,
     device: torch.device,
     rounds: int,
+    measure_memory: bool,
     slow: dict[str, tuple[Size, float]],
     progress: Callable[[str], None],
-    *,
-    measure_memory: bool,
-    apart: bool,
 ) -> list[Row]:
     """Rows of one size; `slow` remembers each one's last pass, to foresee the next."""
     _exact.cache_clear()
@@ -473,42 +449,30 @@ def _at_size(
                 compiling[entrant.name, dtype] = time.perf_counter() - began
     _exact.cache_clear()
     progress(f"timing {len(todo)} at {size}")
-    failures: dict[tuple[str, torch.dtype, str], str] = {}
     drawn: dict[tuple[str, bool, torch.dtype], dict[str, Tensor]] = {}
     work: dict[tuple[str, torch.dtype, str], Callable[[], object]] = {}
-    with ExitStack() as processes:
-        own: dict[tuple[str, torch.dtype], Own] = {}
-        for entrant, dtype in todo if apart else ():
-            process = Own(_own_job, (entrant.name, size, dtype), torch.get_num_threads())
-            own[entrant.name, dtype] = process
-            processes.callback(process.end)
-        for entrant, dtype in todo:
-            runs: dict[str, Callable[[], object]]
-            if apart:
-                process = own[entrant.name, dtype]
-                try:
-                    process.answer()
-                except (RuntimeError, MemoryError) as error:
-                    failures[entrant.name, dtype, "both"] = reason(error)
-                    continue
-                runs = {measure: process.run(measure) for measure in _MEASURES}
-            else:
-                key = (entrant.computes, entrant.time_last, dtype)
-                inputs = drawn[key] = drawn.get(key) or entrant.draw(size, device, dtype)
-                began = time.perf_counter()
-                runs = _runs(entrant, inputs)
-                if entrant.compiled:
-                    compiling.setdefault((entrant.name, dtype), 0.0)
-                    compiling[entrant.name, dtype] += time.perf_counter() - began
-            work |= {(entrant.name, dtype, measure): run for measure, run in runs.items()}
-        timings = interleave(
-            work,
-            device,
-            rounds=rounds,
-            seconds=_SECONDS[device.type],
-            launched={key for key in work if key[0] in {e.name for e in present if e.launched}},
-            failures=failures,
-        )
+    for entrant, dtype in todo:
+        key = (entrant.computes, entrant.time_last, dtype)
+        inputs = drawn[key] = drawn.get(key) or entrant.draw(size, device, dtype)
+        work[entrant.name, dtype, "forward"] = _forward(entrant, inputs)
+        work[entrant.name, dtype, "both"] = _both(entrant, inputs)
+        if entrant.ours:  # a GPU's kernels of a call without gradients are compiled at the first
+            work[entrant.name, dtype, "forward"]()
+        if entrant.compiled:
+            began = time.perf_counter()
+            for measure in ("forward", "both"):
+                work[entrant.name, dtype, measure]()
+            compiling.setdefault((entrant.name, dtype), 0.0)
+            compiling[entrant.name, dtype] += time.perf_counter() - began
+    failures: dict[tuple[str, torch.dtype, str], str] = {}
+    timings = interleave(
+        work,
+        device,
+        rounds=rounds,
+        seconds=_SECONDS[device.type],
+        launched={key for key in work if key[0] in {e.name for e in present if e.launched}},
+        failures=failures,
+    )
     work.clear()
     drawn.clear()
     for entrant, dtype in todo:
@@ -547,24 +511,6 @@ def _with_floor(row: Row, peaks: Sequence[Peaks]) -> Row:
         return row
     floor = scan_floor(row.size, getattr(torch, row.dtype), peaks[0])
     return replace(row, floor=floor)
-
-
-def _runs(entrant: Entrant, inputs: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
-    """What is timed, by measure; what is compiled at the first call has been."""
-    runs = {"forward": _forward(entrant, inputs), "both": _both(entrant, inputs)}
-    if entrant.ours:  # a GPU's kernels of a call without gradients are others
-        runs["forward"]()
-    if entrant.compiled:
-        for measure in _MEASURES:
-            runs[measure]()
-    return runs
-
-
-def _own_job(name: str, size: Size, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """For `Own`."""
-    place = torch.device("cpu")
-    entrant = next(entrant for entrant in entrants(place) if entrant.name == name)
-    return _runs(entrant, entrant.draw(size, place, dtype))
 
 
 def _forward(entrant: Entrant, inputs: dict[str, Tensor]) -> Callable[[], object]:

@@ -1,27 +1,22 @@
 """How the benches measure: interleaved medians, and peak memory beside inputs and outputs.
 
-On a CPU what is timed may have a process of its own: a scan that expands takes half the time where
-others have left it memory to reuse, without a fault for every page. On a GPU a run that takes
-little time is captured as a CUDA graph where it can be, whosever it is: else its time would be that
-of launching it from Python.
+On a GPU a run that takes little time is captured as a CUDA graph where it can be, whosever it is:
+else its time would be that of launching it from Python.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import math
 import multiprocessing
-import signal
 import statistics
 import time
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -44,96 +39,6 @@ class Timing:
     slowest: float
     samples: int
     captured: bool = False  # replayed as a CUDA graph
-
-
-class Own:
-    """A process of its own for some runs, which are made and timed there, on the CPU."""
-
-    def __init__(
-        self,
-        job: Callable[..., Mapping[str, Callable[[], object]]],
-        arguments: Sequence[object],
-        threads: int,
-    ) -> None:
-        """Starts `job(*arguments)`, which must be picklable; it answers with the runs by name."""
-        context = multiprocessing.get_context("spawn")
-        self._connection, there = context.Pipe()
-        # A daemon: it ends with this process.
-        self._process = context.Process(
-            target=_serve, args=(there, job, arguments, threads), daemon=True
-        )
-        self._process.start()
-        there.close()
-
-    def answer(self) -> Any:
-        """What the process says next: first None, when it is ready, then seconds.
-
-        Raises what it says went wrong, and MemoryError if it was killed.
-        """
-        try:
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            if self._process.exitcode == -signal.SIGKILL:
-                raise MemoryError("its process was killed") from None
-            raise RuntimeError(f"its process ended with {self._process.exitcode}") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def run(self, name: str) -> Remote:
-        """One of its runs, for `interleave`."""
-        return Remote(self, name)
-
-    def seconds(self, name: str, repeats: int) -> float:
-        """Of one run, over `repeats` in a row."""
-        with contextlib.suppress(OSError):  # it has ended: `answer` says how
-            self._connection.send((name, repeats))
-        return float(self.answer())
-
-    def end(self) -> None:
-        """Ends the process."""
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A run in another process."""
-
-    own: Own
-    name: str
-
-    def __call__(self) -> float:
-        return self.own.seconds(self.name, 1)
-
-
-def _serve(
-    connection: Connection,
-    job: Callable[..., Mapping[str, Callable[[], object]]],
-    arguments: Sequence[object],
-    threads: int,
-) -> None:
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    runs: Mapping[str, Callable[[], object]] = {}
-    answer: object = None
-    while True:
-        try:
-            if runs:
-                name, repeats = connection.recv()
-                answer = _time(runs[name], repeats, torch.device("cpu"))
-            else:
-                runs = job(*arguments)
-        except EOFError:
-            return
-        except (RuntimeError, MemoryError) as error:
-            memory = out_of_memory(error)
-            answer = MemoryError() if memory else RuntimeError(str(error))
-        connection.send(answer)
-        if not runs:
-            return
 
 
 def interleave(
@@ -312,8 +217,6 @@ def _note(name: Key, error: BaseException, failures: dict[Key, str] | None) -> N
 
 def _time(run: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Seconds of one run, over `repeats` in a row."""
-    if isinstance(run, Remote):
-        return run.own.seconds(run.name, repeats)
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)

@@ -88,7 +88,6 @@ def test_bench_reports_every_entrant_as_table_json_and_plot(
         threads=1,
         rounds=1,
         memory_sizes=(),
-        apart=False,
         progress=lines.append,
         so_far=so_far,
     )
@@ -116,19 +115,6 @@ def test_bench_reports_every_entrant_as_table_json_and_plot(
     assert "absent: not run, not installed" in text
     assert "failing: not run, fails: no such kernel" in text
     assert all(entrant.name in text for entrant in present)
-
-
-def test_on_a_cpu_every_entrant_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = next(e for e in EAGER if e.name == "seqbench torch")
-    unknown = replace(ours, name="known here alone")
-    monkeypatch.setattr(scan, "entrants", lambda device: [ours, unknown])
-    monkeypatch.setattr(peaks, "_SAMPLES", 3)
-    monkeypatch.setitem(scan._SECONDS, "cpu", 0.05)
-    result = scan.bench_scan(sizes=(SMALL,), threads=1, rounds=1, memory_sizes=())
-    timed, failed = result.rows
-    assert timed.forward and timed.both and 0 < timed.forward.median < timed.both.median < 5
-    assert result.apart and "in a process of its own" in " ".join(result.remarks())
-    assert failed.forward is None and failed.not_run == "fails: its process ended with 1"
 
 
 def test_remarks_say_who_is_ahead_and_how_near_the_floor_is() -> None:

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqbench.suite.bench import scan
-from seqbench.suite.bench.entrants import Size
-from seqbench.suite.bench.timing import Own, interleave, peak_extra_memory
+from seqbench.suite.bench.timing import interleave, peak_extra_memory
 
 CPU = torch.device("cpu")
 
@@ -80,21 +78,3 @@ def test_peak_memory_counts_what_is_neither_given_nor_returned(
     mebibytes = 64
     measured = peak_extra_memory(job, (mebibytes * 2**18,), 1)
     assert abs(measured - 2 * mebibytes * 2**20) < 8 * 2**20
-
-
-def test_a_process_of_its_own_times_runs_and_says_how_it_ended() -> None:
-    size = Size(batch=1, length=40, width=8, state=4)
-    own = Own(scan._own_job, ("seqbench torch", size, torch.float32), 1)
-    try:
-        assert own.answer() is None
-        found = interleave({name: own.run(name) for name in ("forward", "both")}, CPU, rounds=3,
-                           seconds=0.2)  # fmt: skip
-        assert 0 < found["forward"].fastest < found["both"].slowest and found["both"].samples == 3
-        with pytest.raises(RuntimeError, match="its process ended with 1"):
-            own.seconds("no such run", 1)
-    finally:
-        own.end()
-    killed = Own(scan._own_job, ("seqbench torch", size, torch.float32), 1)
-    killed._process.kill()
-    with pytest.raises(MemoryError, match="its process was killed"):
-        killed.answer()
