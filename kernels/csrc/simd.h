@@ -90,14 +90,15 @@ INLINE void settle(vf& x) {
 #endif
 }
 
-// 2^x of K vectors, two in step: one after another a processor overlaps too few such chains, and with
-// four in step registers run out (half as fast with AVX-512). WITHIN: the caller knows that |x| <= EXP2_WITHIN, and gets the same bits for less.
-// NaN stays NaN; far below the range of float32 the result is 0 or the smallest normal number.
+// 2^x of K vectors, two in step: one after another a processor overlaps too few such chains, four in
+// step take twice as long with AVX-512. WITHIN: the caller knows that |x| <= EXP2_WITHIN, and gets
+// the same bits for less. NaN stays NaN; far below the range of float32 the result is 0 or the
+// smallest normal number.
 //
 // On [-1/2, 1/2] the polynomial's relative error is 9.2e-8. Its constant term is exactly 1: an error
 // there would multiply over a long memory (x near 0 at thousands of steps) and grow into dA.
-// ROUGH: for x of which all but 8 or 11 bits were rounded off: a term less, the result's error is that
-// of x changed by 1.5e-5 of itself.
+// ROUGH, for x made of numbers rounded to 8 or 11 bits: a term less, and the error of the result is
+// that of x changed by 1.5e-5 of itself.
 constexpr float EXP2_WITHIN = 126.0f;
 template <int K, bool WITHIN, bool ROUGH = false>
 INLINE void exp2s(vf* x) {
@@ -121,9 +122,10 @@ INLINE void exp2s(vf* x) {
   for (int k = 0; k < K; k++) x[k] -= n[k];
   constexpr float FINE[] = {0x1.5bba14p-10f, 0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f,
                             0x1.62e42ap-1f, 1.0f};
-  constexpr float ROUGHER[] = {0x1.394774p-7f, 0x1.c964c4p-5f, 0x1.ec04a4p-3f, 0x1.62e2e2p-1f, 1.0f};
+  constexpr float COARSE[] = {0x1.394774p-7f, 0x1.c964c4p-5f, 0x1.ec04a4p-3f, 0x1.62e2e2p-1f,
+                              1.0f};
   constexpr int DEGREE = ROUGH ? 4 : 5;
-  const float* c = ROUGH ? ROUGHER : FINE;
+  const float* c = ROUGH ? COARSE : FINE;
   for (int k = 0; k < K; k++) p[k] = c[0] * x[k] + c[1];
 #pragma GCC unroll 4
   for (int i = 2; i <= DEGREE; i++)

@@ -236,9 +236,7 @@ class _Call:
         """A field for a sequence."""
         if x_BLD is None:
             return native.Rows()
-        x_BLD = self._exact(x_BLD)
-        if x_BLD.stride(-1) != 1:
-            x_BLD = x_BLD.contiguous()
+        x_BLD = native.adjacent(self._exact(x_BLD))
         self.tensors.append(x_BLD)
         return _unconverted_rows(x_BLD) if self.general else native.Rows.of(x_BLD)
 

@@ -17,8 +17,8 @@
 
 namespace {
 
-// States at a time: as many as leave room in registers for them and their gradients, and beside their
-// decays in a first-level cache of 32 KB for a chunk's rows.
+// States at a time: as many as leave room in registers for them and their gradients, and beside
+// their decays in a first-level cache of 32 KB for a chunk's rows.
 #if defined(__AVX512F__)
 constexpr int FWD_STATES = 8, BWD_STATES = 8;
 #else
@@ -224,11 +224,11 @@ INLINE void for_vectors(int64_t steps, const F& f) {
 }
 
 // exp(Δ A) for K states and L vectors of channels; Δ's rows are `row`, its vectors `vector` floats
-// apart. They do not wait for one another as the steps of a recurrence do: apart from it they fill the
-// pipes.
+// apart. They do not wait for one another as the steps of a recurrence do: apart from it they fill
+// the pipes.
 template <int K, int L, bool WITHIN, bool ROUGH>
-static void decays_as(int64_t steps, const Lines& lines, const float* delta, int64_t row, int64_t vector,
-                   const float* A, float* out) {
+static void decays_as(int64_t steps, const Lines& lines, const float* delta, int64_t row,
+                      int64_t vector, const float* A, float* out) {
   for (int64_t t = 0; t < steps; t++) {
     lines.fetch(t);
     for (int l = 0; l < L; l++) {
@@ -241,7 +241,7 @@ static void decays_as(int64_t steps, const Lines& lines, const float* delta, int
   }
 }
 
-// `within` and `rough` as exp2s has them.
+// `within` and `rough` are exp2s's; `rough` where Δ came in 16 bits.
 template <int K, int L>
 static void decays(bool within, bool rough, int64_t steps, const Lines& lines, const float* delta,
                    int64_t row, int64_t vector, const float* A, float* out) {
@@ -330,8 +330,9 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
   const int64_t N = a.state, row_size = N * BLOCK;
   const int64_t first = shape.first_block(shape.first_group(part));
   const int64_t last = shape.first_block(shape.first_group(part + 1));
-  const int64_t kept = a.checkpoints ? shape.chunks : 1;  // of one, every chunk's takes the same place
-  float* checkpoints = (a.checkpoints ? a.checkpoints : w.carry) + b * kept * shape.blocks * row_size;
+  const int64_t kept = a.checkpoints ? shape.chunks : 1;  // one place, for every chunk in turn
+  float* checkpoints =
+      (a.checkpoints ? a.checkpoints : w.carry) + b * kept * shape.blocks * row_size;
   for (int64_t block = first; block < last; block++)
     read_state(a, a.initial, b, block, checkpoints + block * row_size);
 
@@ -353,7 +354,8 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
             return enter<decltype(type)::value>(a.softplus, steps, delta_in, u_in, bias, D, delta,
                                                 u, y);
           });
-      const bool within = longest * w.steepest[block] <= EXP2_WITHIN, rough = a.delta.dtype != FLOAT32;
+      const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
+      const bool rough = a.delta.dtype != FLOAT32;
 
       Ahead ahead;
       ahead.add(a.y, b, t, d);
@@ -370,9 +372,9 @@ static void forward_task(const ScanArgs& a, const Shape& shape, const Workspace&
       for_states<FWD_STATES>(N, [&](auto k, int64_t n) {
         constexpr int K = decltype(k)::value;
         for (int lane = 0; lane < BLOCK; lane += LANES * W) {
-          decays<K, LANES>(
-              within, rough, steps, ahead.share(passes_of<FWD_STATES, LANES>(N)), delta + lane, BLOCK, W,
-              w.A + block * row_size + n * BLOCK + lane, decay);
+          const Lines lines = ahead.share(passes_of<FWD_STATES, LANES>(N));
+          decays<K, LANES>(within, rough, steps, lines, delta + lane, BLOCK, W,
+                           w.A + block * row_size + n * BLOCK + lane, decay);
           for (int64_t s = 0; s < count; s++)
             recur<K, LANES, SB, SC>(spans[s], decay, u + lane, y + lane,
                                     at<SB>(B, w.B + block * row_size, n, lane),
@@ -405,8 +407,8 @@ struct Columns {
 // Where vector j from step t on lies, counted as in `for_vectors`.
 INLINE int64_t column(int64_t t, int j) { return (j % V * CHUNK + t + j / V) * W; }
 
-// What one pass over a few states of LANES vectors keeps: decay exp(Δ A), on the way back the gradient
-// at ΔA in its place, and the state before each step.
+// What one pass over a few states of LANES vectors keeps: decay exp(Δ A), on the way back the
+// gradient at Δ A in its place, and the state before each step.
 struct Tape {
   alignas(64) float decay[CHUNK * BWD_STATES * LANES * W];
   alignas(64) float state[(CHUNK + 1) * BWD_STATES * LANES * W];
@@ -450,8 +452,8 @@ INLINE void add_lane_sums(const vf* p, float* out) {
   }
 }
 
-// sums: per step, dB of the K states, then dC, `stride` floats apart. dA and the gradient of Δ have a
-// loop of their own, as there are no registers for their sums in the first.
+// sums: per step, dB of the K states, then dC, `stride` floats apart. dA and the gradient of Δ have
+// a loop of their own, as there are no registers for their sums in the first.
 template <int K, int L, bool SB, bool SC>
 static void reverse(const Span& span, Columns& r, int lane, bool first, const float* A, Projection B,
                     Projection C, Tape& tape, float* carry, float* dA, float* dB, float* dC,
@@ -670,7 +672,8 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
         return enter_backward<decltype(type)::value>(a.softplus, a.z.data, steps, delta_in, u_in,
                                                      dy_in, z_in, bias, D, r);
       });
-      const bool within = longest * w.steepest[block] <= EXP2_WITHIN, rough = a.delta.dtype != FLOAT32;
+      const bool within = longest * w.steepest[block] <= EXP2_WITHIN;
+      const bool rough = a.delta.dtype != FLOAT32;
 
       Ahead ahead;
       for (const Rows* x : {&a.du, &a.ddelta, &a.dz}) ahead.add(*x, b, t, d);
@@ -692,8 +695,8 @@ static void backward_task(const ScanArgs& a, const Shape& shape, const Workspace
           for (int i = 0; i < K; i++)
             memcpy(tape.state + i * LANES * W, before + at_state + i * BLOCK,
                    LANES * W * sizeof(float));
-          decays<K, LANES>(within, rough, steps, lines, r.delta + column(0, lane / W), W, CHUNK * W, A,
-                           tape.decay);
+          decays<K, LANES>(within, rough, steps, lines, r.delta + column(0, lane / W), W, CHUNK * W,
+                           A, tape.decay);
           for (int64_t s = 0; s < count; s++)
             (a.dz.data ? replay<K, LANES, SB, SC, true> : replay<K, LANES, SB, SC, false>)(
                 spans[s], r, lane, Bn, Cn, tape);

@@ -469,10 +469,33 @@ def test_every_instruction_set_equals_the_float64_loop(instructions: str, case: 
         assert error(actual[name], expected) <= tolerance, name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("instructions", native.instruction_sets())
-def test_the_vectors_beside_a_large_step_keep_their_bits(instructions: str) -> None:
+def test_a_decay_is_as_exact_as_its_step(instructions: str, dtype: torch.dtype) -> None:
+    """Of a step rounded to 16 bits the exponential is one of 1 + 1.5e-5 times that step."""
+    width = 4096
+    step = torch.logspace(-4, 1, width).to(dtype)
+    one, nothing = torch.ones(width, 1), torch.zeros(1, 1, 1, dtype=dtype)
+    with native.instruction_set(instructions):
+        result = selective_scan(
+            nothing.expand(1, 1, width), step.expand(1, 1, width), -one, nothing, nothing,
+            initial_state=one[None], return_final_state=True, backend="cpu",
+        )  # fmt: skip
+    exact = torch.exp(-step.double())
+    missed = (result[1].flatten() - exact).abs() / exact
+    share = 1.6e-5 if dtype != torch.float32 else 1.2e-7
+    assert (missed <= share * step.double() + 2.4e-7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("instructions", native.instruction_sets())
+def test_the_vectors_beside_a_large_step_keep_their_bits(
+    instructions: str, dtype: torch.dtype
+) -> None:
     """A chunk with one Δ A far below 2^-126 takes another path through the exponential."""
-    case = Case(batch=1, length=32, width=16, state=4, without=OPTIONAL, softplus=False)
+    case = Case(
+        batch=1, length=32, width=16, state=4, without=OPTIONAL, softplus=False, dtype=dtype
+    )
     inputs = draw(case)
     with native.instruction_set(instructions):
         y = selective_scan(**inputs, backend="cpu")
