@@ -370,7 +370,7 @@ class _Call:
             "LANES": self.plan.lanes,
             "EVERY": _EVERY,
             "STEPS": _STEPS[name],
-            "AHEAD": self.sm_90 and 2 * _STEPS[name] == _EVERY,
+            "AHEAD": self.sm_90 and self.length >= _STEPS[name] == _EVERY // 2,
             **more,
         }
         limit = {}

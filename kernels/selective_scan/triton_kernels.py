@@ -294,7 +294,7 @@ def backward(
     states and decays, which stay in registers while the adjoint goes back through the group. They
     leave few registers: on the way back B, for the second time, and C are handed out by halves.
     AHEAD: what is passed on the way from a block's start is loaded at the end of the group before,
-    if it is one group; else it is waited for.
+    if it is one group, in sequences of a group or more; else it is waited for.
     """
     BLOCK: tl.constexpr = GROUPS * LANES
     HALF: tl.constexpr = STEPS // 2
@@ -458,7 +458,9 @@ def backward(
         if dC is not None and SELECTIVE_C:
             _store_summed(dC, narrow, t, end, n, dCrs, dCis, STATE, STEPS, ROWS, LANES, COMPLEX)
         if AHEAD:
-            at = tl.maximum(t - 2 * STEPS, begin)  # what the next group passes, if it does
+            # What the next group passes, if it does; not the chunk's first steps if it does not,
+            # for a last chunk can have fewer than are loaded.
+            at = tl.maximum(t - 2 * STEPS, 0)
             passed_u = _load_whole(u, u_l, at, d, inside, STEPS)
             passed_delta = _load_whole(delta, delta_l, at, d, inside, STEPS)
             if SELECTIVE_B:

@@ -40,11 +40,28 @@ STEPS = [
 ]
 
 
+def watch(name: str, lengths: list[int]) -> None:
+    """Has a load that is not masked in time fail beyond the newest length; else nobody would see."""
+    load = getattr(scan.kernels, name)
+
+    def watched(x: Any, stride: Any, t: Any, *arguments: Any) -> Any:
+        begin = t if isinstance(t, int) else int(t.handle.data.item())
+        steps = scan._STEPS["backward"]
+        assert 0 <= begin <= lengths[-1] - steps, f"{name}: step {begin} on, of {lengths[-1]}"
+        return load(x, stride, t, *arguments)
+
+    setattr(scan.kernels, name, watched)
+
+
 def main() -> None:
     torch.use_deterministic_algorithms(True)  # with which memory not yet written is NaN
     assert torch.empty(8).isnan().all()
     found = {}
+    lengths: list[int] = []
+    for name in ("_load_whole", "_load_whole_projections"):
+        watch(name, lengths)
     for case, cut in CASES:
+        lengths.append(case.length)
         scan._PROGRAMS_TO_FILL = 2**20 if cut else 0
         scan._is_sm_90 = lambda x, cut=cut: cut  # what is done there alone, and without it
         actual = there["run"](case, there["draw"](case), "triton")
