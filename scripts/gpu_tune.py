@@ -97,7 +97,15 @@ def gate() -> None:
 
 DEFAULTS = {
     name: getattr(scan, f"_{name}")
-    for name in ("STEPS", "NUMBERS", "LANES", "EVERY", "PROGRAMS_TO_FILL", "PROGRAMS_WANTED")
+    for name in (
+        "STEPS",
+        "NUMBERS",
+        "LANES",
+        "EVERY",
+        "PROGRAMS_TO_FILL",
+        "PROGRAMS_WANTED",
+        "SHORT",
+    )
 }
 
 
@@ -122,10 +130,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # Compiled for fewer registers more programs stay on a multiprocessor, if nothing spills.
     "4 a lane, 128 registers": {"NUMBERS": 4, "REGISTERS": 128},
     "160 registers": {"REGISTERS": 160},
-    "programs 8": {"PROGRAMS_TO_FILL": 8, "PROGRAMS_WANTED": 8},
-    "programs 12": {"PROGRAMS_TO_FILL": 12, "PROGRAMS_WANTED": 12},
-    "programs 32": {"PROGRAMS_WANTED": 32},
-    "programs 64": {"PROGRAMS_WANTED": 64},
+    "programs 8": {"PROGRAMS_TO_FILL": 8, "PROGRAMS_WANTED": 8, "SHORT": 0},
+    "programs 12": {"PROGRAMS_TO_FILL": 12, "PROGRAMS_WANTED": 12, "SHORT": 0},
+    "programs 32": {"PROGRAMS_WANTED": 32, "SHORT": 0},
+    "programs 64": {"PROGRAMS_WANTED": 64, "SHORT": 0},
 }
 
 

@@ -29,7 +29,7 @@ _INTERPRETED = triton.knobs.runtime.interpret
 
 # Steps unrolled together, by kernel, at most _EVERY: fewer passes through shared memory, against
 # registers. backward keeps two state tiles a step.
-_STEPS = {"forward": 8, "chunk_states": 8, "chunk_starts": 2, "chunk_adjoints": 8, "backward": 4}
+_STEPS = {"forward": 8, "chunk_states": 8, "chunk_starts": 8, "chunk_adjoints": 8, "backward": 4}
 _WARP = 32
 _NUMBERS = 8  # of a state tile, a lane
 _LANES = 16  # channels side by side in a warp: rows of 32 bytes in bfloat16
@@ -42,6 +42,7 @@ _STEP_NUMBERS = 512  # of the state a program of `step` advances
 _PROGRAMS_TO_FILL = 6  # a multiprocessor, below which the length is cut
 _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
 _WANTED_ALONE = 24  # in its place for forward that keeps no states, with fewer registers
+_WANTED_SHORT, _SHORT = 8, 512  # so many if that makes chunks of at most so many steps
 _ALSO_TRIED = (32, 64)  # where the scan is tuned
 
 
@@ -393,7 +394,9 @@ def plan(u: Tensor, A: Tensor, wanted: int) -> _Plan:
     programs = batch * triton.cdiv(width, block)
     parts = 1
     if programs < _PROGRAMS_TO_FILL * multiprocessors:
-        parts = wanted * multiprocessors // programs  # no more: a few would run alone at the end
+        few = _WANTED_SHORT * multiprocessors // programs
+        # No more than fill whole rounds: a few would run alone at the end.
+        parts = few if length <= few * _SHORT else wanted * multiprocessors // programs
     chunk = triton.cdiv(triton.cdiv(length, parts), _EVERY) * _EVERY
     return _Plan(block // lanes, lanes, rows, chunk, triton.cdiv(length, chunk))
 
