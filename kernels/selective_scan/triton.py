@@ -42,7 +42,7 @@ _STEP_NUMBERS = 512  # of the state a program of `step` advances
 _PROGRAMS_TO_FILL = 6  # a multiprocessor, below which the length is cut
 _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
 _WANTED_ALONE = 24  # in its place for forward that keeps no states, with fewer registers
-_WANTED_SHORT, _SHORT = 8, 512  # so many if that makes chunks of at most so many steps
+_WANTED_SHORT, _SHORT = 8, 256  # so many if that makes chunks of at most so many steps
 _ALSO_TRIED = (32, 64)  # where the scan is tuned
 
 

@@ -112,11 +112,11 @@ def test_a_cut_scan_fills_whole_rounds(
         assert most * 132 - -(-width // 16) < programs <= most * 132
 
 
-@pytest.mark.parametrize(("length", "chunks"), ((512, 16), (8192, 16), (8200, 33)))
+@pytest.mark.parametrize(("length", "chunks"), ((512, 16), (4096, 16), (4104, 33)))
 def test_a_short_scan_is_cut_into_fewer(
     length: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Into 8 programs a multiprocessor as long as their chunks are of at most 512 steps."""
+    """Into 8 programs a multiprocessor as long as their chunks are of at most 256 steps."""
     monkeypatch.setattr(scan, "_multiprocessors", lambda x: 132)
     call = arguments(1, length, 1024, 16)
     assert scan.plan(call["u"], call["A"], 16).chunks == chunks
