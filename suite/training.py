@@ -423,14 +423,14 @@ def run_cell(
     """
     place = device_of(device)
     try:
-        run = _Run(cell, results, place, listener, pause)
+        run = _Run(cell, results, place, listener, pause, devices, strategy)
         run.module.feed.processes = _prefetch(prefetch, place)
         run.module.feed.pinned = place.type == "cuda"
         if compile != "off":
             run.compile(compile)
         if conclude and not run.over:
-            return run.conclude(devices, strategy)
-        return run.to_the_end(devices, strategy, stop_after)
+            return run.conclude()
+        return run.to_the_end(stop_after)
     except Diverged as error:
         return _unfinished(cell, "diverged", str(error), place)
     except Unable as error:
@@ -458,9 +458,12 @@ class _Run:
         device: torch.device,
         listener: Listener,
         pause: Callable[[], bool],
+        devices: int,
+        strategy: str,
     ) -> None:
         self.began = time.perf_counter()
         self.cell, self.device, self.listener = cell, device, listener
+        self.devices, self.strategy = devices, strategy
         reset_peak_memory(device)
         self.task = prepared_task(cell.task, cell.task_config)
         if self.task.fingerprint() != cell.data_fingerprint:
@@ -491,11 +494,13 @@ class _Run:
         self.untested: dict[str, str] = {}  # variant -> why
         self.by_position: dict[str, float] = {}
         self.earlier_seconds, self.earlier_peak = 0.0, 0
+        self.earlier_sittings: list[dict[str, Any]] = []
         self.compiled: Compile = "off"
         if self.saved.exists():
             tensors, state = checkpoint.read(self.saved)
             if not state.get("finished"):
                 self._resume(tensors, state)
+        self.first_step = self.module.step
         self.saved_at = time.perf_counter()
         self.save_cost = 0.0
 
@@ -504,7 +509,7 @@ class _Run:
         """Whether training is."""
         return self.trained or self.module.stopped
 
-    def conclude(self, devices: int, strategy: str) -> Record | None:
+    def conclude(self) -> Record | None:
         """Tests a run that is not over; None if there is nothing to test, or no time for it."""
         module = self.module
         if not module.curve or not ranks.first():
@@ -516,9 +521,9 @@ class _Run:
             return None
         write_selection(self.saved.parents[1], self.cell, self.task, self.model)
         why = f"concluded at step {module.step:,} of {self.cell.train.steps:,}"
-        return replace(self._record(devices, strategy), status="stopped", error=why)
+        return replace(self._record(), status="stopped", error=why)
 
-    def to_the_end(self, devices: int, strategy: str, stop_after: int | None) -> Record | None:
+    def to_the_end(self, stop_after: int | None) -> Record | None:
         """Trains and tests; None if the sitting ends before, or in a process not the first."""
         module, steps = self.module, self.cell.train.steps
         if not self.trained:
@@ -530,8 +535,8 @@ class _Run:
                     module,
                     range(module.step, max(end, module.step + 1)),
                     self.device,
-                    devices,
-                    strategy,
+                    self.devices,
+                    self.strategy,
                 )
             if module.at_end is not None:
                 self._unshard(*module.at_end)
@@ -553,7 +558,7 @@ class _Run:
             {"finished": True, "cell": asdict(self.cell)},
         )
         write_selection(self.saved.parents[1], self.cell, self.task, self.model)
-        return self._record(devices, strategy)
+        return self._record()
 
     def _unshard(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Goes on, in each process for itself, with the whole model that training left."""
@@ -615,10 +620,33 @@ class _Run:
             if self.trained and self._save_is_due():
                 self._save()
 
-    def _record(self, devices: int, strategy: str) -> Record:
+    def _environment(self) -> dict[str, Any]:
+        return environment(self.device, kernel_backends()) | {
+            "devices": self.devices,
+            "strategy": self.strategy,
+            "compile": self.compiled,
+        }
+
+    def _sittings(self) -> list[dict[str, Any]]:
+        """Up to which step each place took the steps, the earlier ones first; none twice in a row.
+
+        A sitting that only tests is none of them.
+        """
+        if self.module.step == self.first_step:
+            return self.earlier_sittings
+        now = {"to_step": self.module.step, **self._environment()}
+        changing = {"to_step", "backends"}  # a process that goes on may come to use another kernel
+        earlier = self.earlier_sittings
+        if earlier and all(earlier[-1].get(k) == v for k, v in now.items() if k not in changing):
+            earlier = earlier[:-1]
+        return [*earlier, now]
+
+    def _record(self) -> Record:
         module, task = self.module, self.task
         length = task.batch("validation", 0, 1).inputs.shape[1]
         memory = max(self.earlier_peak, peak_memory(self.device))
+        here, sittings = self._environment(), self._sittings()
+        elsewhere = sittings != [{"to_step": module.step, **here}]
         return Record(
             cell=self.cell,
             digest=self.cell.digest,
@@ -646,8 +674,8 @@ class _Run:
                 train_seconds=module.seconds,
                 wall_seconds=self.earlier_seconds + time.perf_counter() - self.began,
             ),
-            environment=environment(self.device, kernel_backends())
-            | {"devices": devices, "strategy": strategy, "compile": self.compiled}
+            environment=here
+            | ({"sittings": sittings} if elsewhere else {})
             | ({"initial_weights_sha256": self.initial} if self.initial else {}),
         )
 
@@ -676,6 +704,7 @@ class _Run:
         state |= {"trained": self.trained, "tested": self.tested}
         state |= {"by_position": self.by_position}
         state |= {"wall_seconds": seconds, "peak_memory_bytes": peak}
+        state |= {"sittings": self._sittings()}
         checkpoint.write(self.saved, tensors, state)
         self.saved_at = time.perf_counter()
         self.save_cost = self.saved_at - began
@@ -686,6 +715,8 @@ class _Run:
         self.by_position = state.get("by_position", {})  # older checkpoints have none
         self.earlier_seconds = state["wall_seconds"]
         self.earlier_peak = state["peak_memory_bytes"]
+        # Older checkpoints do not say where.
+        self.earlier_sittings = state.get("sittings", [{"to_step": self.module.step}])
 
 
 def fit(

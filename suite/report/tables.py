@@ -446,17 +446,18 @@ def backends(records: Iterable[Record]) -> str:
 
 
 def devices(records: Iterable[Record]) -> str:
-    """Where the cells ran: device, processor and threads."""
+    """Where the cells ran: device, processor and threads, of every sitting."""
     found = set()
     for record in records:
-        env = record.environment
-        device = str(env.get("device", "unknown"))
-        if device == "cpu":
-            processor = env.get("processor")
-            threads = env.get("threads")
-            device = str(processor) if processor else "cpu"
-            device += f", {threads} thread{'' if threads == 1 else 's'}" if threads else ""
-        found.add(device)
+        sittings: Any = record.environment.get("sittings", ())
+        for env in (record.environment, *sittings):
+            device = str(env.get("device", "unknown"))
+            if device == "cpu":
+                processor = env.get("processor")
+                threads = env.get("threads")
+                device = str(processor) if processor else "cpu"
+                device += f", {threads} thread{'' if threads == 1 else 's'}" if threads else ""
+            found.add(device)
     return "; ".join(sorted(found)) or NOTHING
 
 

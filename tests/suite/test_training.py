@@ -16,6 +16,7 @@ from seqbench.suite import checkpoint, training
 from seqbench.suite.configuration import resolve
 from seqbench.suite.experiment import Cell, Request, UserError
 from seqbench.suite.records import Record, StorageError, load_all
+from seqbench.suite.report.tables import devices
 from seqbench.suite.training import run_cell
 
 SETTINGS: dict[str, Any] = {
@@ -80,6 +81,25 @@ def test_a_concluded_cell_is_tested_as_it_is_and_can_go_on(tmp_path: Path) -> No
     assert timeless(run(one, tmp_path)) == timeless(whole)
     # One that is over is finished, not stopped.
     assert run_cell(one, tmp_path / "whole", device="cpu", conclude=True) is None
+
+
+def test_a_record_says_where_each_part_of_a_run_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell()
+    for steps, processor in ((5, "a"), (2, "a"), (6, "b")):
+        monkeypatch.setattr("seqbench.suite.environment.processor", lambda name=processor: name)
+        assert run_cell(one, tmp_path, device="cpu", stop_after=steps) is None
+    monkeypatch.setattr("seqbench.suite.environment.processor", lambda: "c")
+    stopped = run_cell(one, tmp_path, device="cpu", conclude=True)
+    assert stopped is not None
+    monkeypatch.setattr("seqbench.suite.environment.processor", lambda: "b")
+    for record, end in ((stopped, 13), (run(one, tmp_path), 30)):
+        sittings = record.environment["sittings"]
+        assert [(s["to_step"], s["processor"]) for s in sittings] == [(7, "a"), (end, "b")]
+    assert [place.split(",")[0] for place in devices([record]).split("; ")] == ["a", "b"]
+    # One that stayed in its place says so once.
+    assert "sittings" not in run(cell("s4"), tmp_path).environment
 
 
 class Pause:
