@@ -144,8 +144,8 @@ def with_leaves(state: State, tensors: Iterable[Tensor]) -> State:
 class _Segmented(torch.autograd.Function):
     """(x, leaves of the first state, parameters) -> (y, leaves of the last state).
 
-    Whole tensors are allocated once and filled piece by piece: pieces kept for a joining at the end
-    would double them, and leave the heap full of holes.
+    What outlives a piece lies in memory that was taken once: small tensors left among a piece's
+    large ones would leave the heap full of holes, and it would grow.
     """
 
     @staticmethod
@@ -160,18 +160,23 @@ class _Segmented(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         y_BLD: Tensor | None = None
         starts: list[Tensor] = []
-        for first in range(0, x_BLD.shape[1], segment):
+        room: list[Tensor] = []
+        places = _places(x_BLD, segment)
+        for i, some in enumerate(places):
             starts += leaves(state)
-            y, state = module(x_BLD[:, first : first + segment], state)
+            y, state = module(x_BLD[:, some], state)
             if y_BLD is None:
                 y_BLD = y.new_empty(*x_BLD.shape[:2], *y.shape[2:])
-            y_BLD[:, first : first + segment] = y
+                room = [x.new_empty(len(places), *x.shape) for x in leaves(state)]
+            y_BLD[:, some] = y
+            del y
+            state = _moved(state, [x[i] for x in room])
         assert y_BLD is not None
         ctx.module, ctx.segment, ctx.count = module, segment, count
         ctx.save_for_backward(x_BLD, *tensors[count:], *starts)
         ctx.autocast = _autocast(x_BLD.device)
         ctx.set_materialize_grads(False)
-        ends = list(leaves(state))
+        ends = [x.clone() for x in leaves(state)]
         ctx.mark_non_differentiable(*(x for x in ends if not _differentiable(x)))
         # The nest is kept for its form; its tensors are outputs, which a context must not hold.
         ctx.state = with_leaves(state, [x.new_empty(0) for x in ends])
@@ -180,16 +185,16 @@ class _Segmented(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        dy_BLD, *dstate = gradients
+        dy_BLD, *dends = gradients
+        dstate = dends
         x_BLD, *saved = ctx.saved_tensors
         parameters = saved[: len(ctx.needs_input_grad) - 5 - ctx.count]
         starts = saved[len(parameters) :]
         needs_x, needs_state = ctx.needs_input_grad[4], ctx.needs_input_grad[5 : 5 + ctx.count]
         dx_BLD = torch.empty_like(x_BLD) if needs_x else None
         totals = [torch.zeros_like(p) for p in parameters]
-        for first in reversed(range(0, x_BLD.shape[1], ctx.segment)):
-            some = slice(first, first + ctx.segment)
-            piece = first // ctx.segment
+        older: list[Tensor | None] = []  # of two pieces on, whose memory is free again
+        for piece, some in reversed(list(enumerate(_places(x_BLD, ctx.segment)))):
             x = x_BLD[:, some].detach().requires_grad_(needs_x)
             start = [
                 s.detach().requires_grad_(_differentiable(s))
@@ -208,7 +213,8 @@ class _Segmented(torch.autograd.Function):
             if dx_BLD is not None:
                 dx = next(found)
                 dx_BLD[:, some] = 0 if dx is None else dx
-            dstate = [next(found) if _differentiable(s) else None for s in start]
+            kept = _kept_of(start, found, older)
+            older, dstate = [] if dstate is dends else dstate, kept  # dends is the caller's memory
             _add(totals, found)
         first_state = (g if needed else None for g, needed in zip(dstate, needs_state))
         return None, None, None, None, dx_BLD, *first_state, *totals
@@ -273,14 +279,7 @@ class _ExactLoss(torch.autograd.Function):
             outputs, given = zip(*((out, g) for out, g in known if out.requires_grad))
             wanted = [*filter(_differentiable, start), *parameters]
             found = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
-            room = older or [None] * len(start)
-            older, dstate = (
-                dstate,
-                [
-                    _kept(next(found), r) if _differentiable(s) else None
-                    for s, r in zip(start, room, strict=True)
-                ],
-            )
+            older, dstate = dstate, _kept_of(start, found, older)
             _add(totals, found)
         return None, None, None, None, None, *totals
 
@@ -354,6 +353,17 @@ def _moved(state: State, room: list[Tensor]) -> State:
     return with_leaves(
         state, [_kept(x.detach(), r) for x, r in zip(leaves(state), room, strict=True)]
     )
+
+
+def _kept_of(
+    start: list[Tensor], found: Iterator[Tensor | None], room: list[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of a piece's first state, the next of `found`, in the memory of `room`."""
+    rooms = room or [None] * len(start)
+    return [
+        _kept(next(found), r) if _differentiable(s) else None
+        for s, r in zip(start, rooms, strict=True)
+    ]
 
 
 @overload

@@ -62,6 +62,19 @@ def test_gradients_flow_through_the_states_at_both_ends() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_the_gradients_that_are_handed_in_stay_as_they_are() -> None:
+    """Pieces reuse each other's memory, not the caller's."""
+    block = _block("mamba")
+    x = torch.randn(2, LENGTH, WIDTH, requires_grad=True)
+    start = tuple(s.requires_grad_() for s in block.initial_state(2, x.device, x.dtype))
+    y, ends = segmented(block, x, start, segment=7)
+    outputs = [y, *ends]
+    given = [torch.randn_like(out) for out in outputs]
+    before = [g.clone() for g in given]
+    torch.autograd.grad(outputs, [x, *start], given)
+    assert all(map(torch.equal, given, before))
+
+
 def test_activations_of_one_piece_are_kept_at_a_time() -> None:
     """What autograd saves between forward and backward grows with the states alone."""
     block = _block("mamba")
