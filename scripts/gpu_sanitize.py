@@ -12,7 +12,7 @@ import torch
 import triton
 
 from seqbench.kernels.causal_conv1d import causal_conv1d
-from seqbench.kernels.selective_scan import selective_scan
+from seqbench.kernels.selective_scan import selective_scan, selective_scan_step
 from seqbench.kernels.selective_scan import triton as scan
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
@@ -26,8 +26,11 @@ def main() -> None:
         scan._PROGRAMS_TO_FILL = programs
         run_scan(1, 19, 35, 16, bfloat16, complex=False, selective=True)
     run_scan(2, 17, 5, 5, float32, complex=True, selective=True)
+    run_scan(2, 3, 5, 16, bfloat16, complex=False, selective=True)  # less than a group of steps
     scan._PROGRAMS_TO_FILL = WHOLE
     run_scan(2, 9, 5, 5, float32, complex=False, selective=False)
+    for complex in (False, True):
+        run_step(2, 35, 5, complex=complex)
     run_convolution(2, 67, 70, 4)
     print("every result is finite")
 
@@ -67,6 +70,29 @@ def run_scan(
         backend="triton",
     )
     check(y, final_state, leaves)
+
+
+def run_step(batch: int, width: int, state: int, *, complex: bool) -> None:
+    dtype = torch.complex64 if complex else torch.float32
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, device=DEVICE)
+
+    with torch.no_grad():
+        y, after = selective_scan_step(
+            normal(batch, width, state, dtype=dtype),
+            normal(batch, width),
+            normal(batch, width),
+            -normal(width, state).abs().to(dtype),
+            normal(batch, 1, state, dtype=dtype),
+            normal(width, state, dtype=dtype),
+            normal(width),
+            normal(batch, width),
+            delta_bias=normal(width),
+            delta_softplus=True,
+            backend="triton",
+        )
+    assert y.isfinite().all() and after.isfinite().all()
 
 
 def run_convolution(batch: int, length: int, width: int, taps: int) -> None:
