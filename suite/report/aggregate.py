@@ -173,7 +173,18 @@ def scale_notes(records: Sequence[Record]) -> list[str]:
             for c in cells.values()
             if c.scale == scale and c.scale_note
         ]
-    return notes + _truncated(records) + _stopped(records)
+    return notes + _truncated(records) + _stopped(records) + _moved(records)
+
+
+def device_of(environment: Mapping[str, Any]) -> str:
+    """Device, or processor and threads."""
+    device = str(environment.get("device", "unknown"))
+    if device != "cpu":
+        return device
+    threads = environment.get("threads")
+    return str(environment.get("processor") or "cpu") + (
+        f", {threads} thread{'' if threads == 1 else 's'}" if threads else ""
+    )
 
 
 def _stopped(records: Sequence[Record]) -> list[str]:
@@ -184,6 +195,24 @@ def _stopped(records: Sequence[Record]) -> list[str]:
         for r in records
         if r.status == "stopped"
     ]
+
+
+def _moved(records: Sequence[Record]) -> list[str]:
+    """Which cells were trained on several devices, one after another."""
+    notes = []
+    for record in records:
+        ends: list[tuple[str, int]] = []
+        for sitting in record.environment.get("sittings", ()):
+            if ends and ends[-1][0] == device_of(sitting):
+                ends.pop()
+            ends.append((device_of(sitting), sitting["to_step"]))
+        if len(ends) > 1:
+            way = ", ".join(f"{device} to step {step:,}" for device, step in ends)
+            notes.append(
+                f"{record.cell.label}, {record.cell.scale} scale: trained on {way}; its seconds "
+                "are those of all."
+            )
+    return notes
 
 
 def _truncated(records: Sequence[Record]) -> list[str]:

@@ -21,6 +21,7 @@ from seqbench.suite.report.aggregate import (
     Group,
     Row,
     best,
+    device_of,
     estimate,
     is_share,
     models_of,
@@ -450,14 +451,7 @@ def devices(records: Iterable[Record]) -> str:
     found = set()
     for record in records:
         sittings: Any = record.environment.get("sittings", ())
-        for env in (record.environment, *sittings):
-            device = str(env.get("device", "unknown"))
-            if device == "cpu":
-                processor = env.get("processor")
-                threads = env.get("threads")
-                device = str(processor) if processor else "cpu"
-                device += f", {threads} thread{'' if threads == 1 else 's'}" if threads else ""
-            found.add(device)
+        found |= {device_of(environment) for environment in (record.environment, *sittings)}
     return "; ".join(sorted(found)) or NOTHING
 
 

@@ -197,6 +197,19 @@ def test_a_cell_that_was_stopped_has_its_score_and_says_where() -> None:
     assert {"stopped", why} <= {e.text for e in row}
 
 
+def test_a_cell_that_was_trained_in_several_places_says_where() -> None:
+    gpu, cpu = {"device": "GPU"}, {"device": "cpu", "processor": "EPYC", "threads": 1}
+    sittings = [{"to_step": step, **place} for step, place in
+                ((9, {}), (1000, gpu), (1500, gpu | {"commit": "b"}), (2000, cpu))]  # fmt: skip
+    moved = replace(record(), environment=cpu | {"sittings": sittings})
+    (note,) = [n for n in tables.cost([moved]).notes if "trained on" in n]
+    way = "trained on unknown to step 9, GPU to step 1,500, EPYC, 1 thread to step 2,000;"
+    assert way in note
+    assert tables.devices([moved]) == "EPYC, 1 thread; GPU; unknown"
+    stayed = replace(record(), environment=gpu | {"sittings": sittings[1:3]})
+    assert not any("trained on" in n for n in tables.cost([stayed]).notes)
+
+
 def test_markdown_parses_into_the_table() -> None:
     made = [*quickstart(seeds=2), record("dna", "a|b", seed=0)]
     for table in _all(made):
