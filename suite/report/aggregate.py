@@ -189,30 +189,39 @@ def device_of(environment: Mapping[str, Any]) -> str:
 
 def _stopped(records: Sequence[Record]) -> list[str]:
     """Which cells were tested before their last step."""
+    cells: dict[str, list[str]] = {}
+    for r in records:
+        if r.status == "stopped":
+            at = f"{_in_task(r)} at step {r.steps_done:,} of {r.cell.train.steps:,}"
+            cells.setdefault(f"{r.cell.task}, {r.cell.scale} scale", []).append(at)
     return [
-        f"{r.cell.label}, {r.cell.scale} scale: stopped at step {r.steps_done:,} of "
-        f"{r.cell.train.steps:,}, not by its solution, and tested there."
-        for r in records
-        if r.status == "stopped"
+        f"{where}: stopped, not by solution, and tested there: {', '.join(ats)}."
+        for where, ats in cells.items()
     ]
 
 
 def _moved(records: Sequence[Record]) -> list[str]:
     """Which cells were trained on several devices, one after another."""
-    notes = []
-    for record in records:
+    cells: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
+    for r in records:
         ends: list[tuple[str, int]] = []
-        for sitting in record.environment.get("sittings", ()):
+        for sitting in r.environment.get("sittings", ()):
             if ends and ends[-1][0] == device_of(sitting):
                 ends.pop()
             ends.append((device_of(sitting), sitting["to_step"]))
         if len(ends) > 1:
-            way = ", ".join(f"{device} to step {step:,}" for device, step in ends)
-            notes.append(
-                f"{record.cell.label}, {record.cell.scale} scale: trained on {way}; its seconds "
-                "are those of all."
-            )
-    return notes
+            key = (f"{r.cell.task}, {r.cell.scale} scale", *(device for device, _ in ends))
+            cells.setdefault(key, []).append((_in_task(r), [step for _, step in ends]))
+    return [
+        f"{where}: trained on {', then '.join(devices)}, from step "
+        + ", ".join(f"{' and '.join(f'{s:,}' for s in steps[:-1])} ({n})" for n, steps in some)
+        + "; seconds are those of all."
+        for (where, *devices), some in cells.items()
+    ]
+
+
+def _in_task(record: Record) -> str:
+    return record.cell.label.removeprefix(f"{record.cell.task}/")
 
 
 def _truncated(records: Sequence[Record]) -> list[str]:

@@ -1198,7 +1198,8 @@ class _Page:
         tasks = {r.cell.task for r in records}
         if len(tasks) > 1:  # a task's own note stands with its tables and plots
             notes = [n for n in notes if n.endswith("scale: not the paper's.")]
-        self.footer = textwrap.wrap(" ".join(notes), 150)[:4]
+        # Tables have all of it.
+        self.footer = textwrap.wrap(" ".join(notes), 150, max_lines=4, placeholder=" …")
         self.bottom = 0.0
 
     def grid(

@@ -192,7 +192,10 @@ def test_a_cell_that_was_stopped_has_its_score_and_says_where() -> None:
     found = tables.headline([stopped])
     (shown,) = [e for e in found.rows[0] if e.detail]
     assert shown.value == pytest.approx(0.9) and shown.detail == "1 of 1 stopped"
-    assert any("stopped at step 200 of 500, not by its solution" in n for n in found.notes)
+    assert any(
+        "stopped, not by solution, and tested there: mamba/seed0 at step 200 of 500." in n
+        for n in found.notes
+    )
     (row,) = tables.status([stopped]).rows
     assert {"stopped", why} <= {e.text for e in row}
 
@@ -203,7 +206,7 @@ def test_a_cell_that_was_trained_in_several_places_says_where() -> None:
                 ((9, {}), (1000, gpu), (1500, gpu | {"commit": "b"}), (2000, cpu))]  # fmt: skip
     moved = replace(record(), environment=cpu | {"sittings": sittings})
     (note,) = [n for n in tables.cost([moved]).notes if "trained on" in n]
-    way = "trained on unknown to step 9, GPU to step 1,500, EPYC, 1 thread to step 2,000;"
+    way = "trained on unknown, then GPU, then EPYC, 1 thread, from step 9 and 1,500 (mamba/seed0);"
     assert way in note
     assert tables.devices([moved]) == "EPYC, 1 thread; GPU; unknown"
     stayed = replace(record(), environment=gpu | {"sittings": sittings[1:3]})
