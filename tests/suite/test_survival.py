@@ -117,7 +117,7 @@ import json, os, sys, threading, time
 from pathlib import Path
 from seqbench.suite import lock
 from seqbench.suite.experiment import Cell, TrainConfig
-from seqbench.suite.records import Record, write
+from seqbench.suite.records import Record, path_of, write
 
 results = Path(sys.argv[1])
 stop = threading.Event()
@@ -144,6 +144,11 @@ while True:
     if held is None:
         lines.clear()
         tell(event="busy")
+        continue
+    if path_of(results, cell).exists():  # written since the launcher looked
+        held.release()
+        lines.clear()
+        tell(event="recorded")
         continue
     tell(event="running")
     print("a word on stderr", file=sys.stderr, flush=True)
