@@ -85,7 +85,8 @@ class Record:
     steps_done: int = 0
     solved_at: int | None = None  # first validated step at train.stop_at or better
     cost: Cost | None = None
-    environment: Mapping[str, Any] = field(default_factory=dict)  # versions, device, backend, ...
+    # Versions, device, backend, ...; `sittings`: the same of each place, if it had several.
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_results(self) -> bool:

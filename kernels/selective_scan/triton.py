@@ -96,7 +96,7 @@ def forward(
     """y (B, L, D), the final state (B, D, N), and, to `keep`, the checkpoints for backward.
 
     They are 40 % of the bytes that the kernel moves. `wanted` are the programs a multiprocessor
-    into which the length is cut, if it is.
+    into which the length is cut, if it is and is not short.
     """
     batch, length, width = u.shape
     y_BLD = torch.empty(u.shape, dtype=u.dtype, device=u.device)
@@ -371,7 +371,7 @@ class _Call:
             "LANES": self.plan.lanes,
             "EVERY": _EVERY,
             "STEPS": _STEPS[name],
-            "AHEAD": self.sm_90 and self.length >= _STEPS[name] == _EVERY // 2,
+            "AHEAD": self.sm_90 and 2 * _STEPS[name] == _EVERY and self.length >= _STEPS[name],
             **more,
         }
         limit = {}
@@ -384,7 +384,10 @@ class _Call:
 
 
 def plan(u: Tensor, A: Tensor, wanted: int) -> _Plan:
-    """A state tile of _NUMBERS a lane, and chunks for as many programs as fill the GPU."""
+    """A state tile of _NUMBERS a lane, and chunks for as many programs as fill the GPU.
+
+    `wanted` of them a multiprocessor; a short length makes fewer.
+    """
     batch, length, width = u.shape
     multiprocessors = _multiprocessors(u)
     rows = triton.next_power_of_2(A.shape[1])
