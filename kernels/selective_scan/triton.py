@@ -44,6 +44,7 @@ _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
 _WANTED_ALONE = 24  # in its place for forward that keeps no states, with fewer registers
 _WANTED_SHORT, _SHORT = 8, 256  # so many if that makes chunks of at most so many steps
 _ALSO_TRIED = (32, 64)  # where the scan is tuned
+_PARTS, _COLUMNS = 32, 64  # a tile of partial sums that are added up
 
 
 def refuse(
@@ -114,16 +115,9 @@ def forward(
         wanted = _wanted(name, default, u, A, lambda wanted: forward(*arguments, keep, wanted))
     call = _Call(*arguments, wanted=wanted)
     with torch.cuda.device_of(u):
-        starts = None
-        if call.chunks > 1:
-            starts, sums = call.chunk_buffers()
-            call.run("chunk_states", ends=starts, sums=sums)
-            call.run(
-                "chunk_starts", ends=starts, sums=sums, edge=call.tensors["initial"], REVERSE=False
-            )
+        call.run_chunks("chunk_states", edge="initial", REVERSE=False)
         call.run(
             "forward",
-            starts=starts,
             y=y_BLD,
             final=_numbers(final_BDN),
             checkpoints=_numbers(checkpoints) if keep else None,
@@ -168,47 +162,34 @@ def backward(
     call = _Call(*arguments, wanted=wanted)
     call.add(dy=dy.to(u.dtype), dfinal=dfinal_state)
     # What a program sums over time, or over its channels, is one partial sum of many.
-    over_time = (u.shape[0] * call.chunks,)
-    partial = {
-        "dA": call.tiles(*over_time),
-        "dB": (call.blocks, *B.shape) if B.ndim == 3 else call.tiles(*over_time),
-        "dC": (call.blocks, *C.shape) if C.ndim == 3 else call.tiles(*over_time),
-        "dD": (*over_time, u.shape[2]),
-        "dbias": (*over_time, u.shape[2]),
+    over_time = u.shape[0] * call.chunks
+    parts = {
+        "dA": call.tiles(over_time),
+        "dB": (call.blocks, *B.shape) if B.ndim == 3 else call.tiles(over_time),
+        "dC": (call.blocks, *C.shape) if C.ndim == 3 else call.tiles(over_time),
+        "dD": (over_time, u.shape[2]),
+        "dbias": (over_time, u.shape[2]),
     }
     names = ("du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias", "dinitial")
     outputs: dict[str, Tensor | None] = {}
+    written: dict[str, Tensor | None] = {}  # by the kernel `backward`
     for name, x, needed in zip(names, inputs, needs):
-        if not needed or x is None:
-            outputs[name] = None
-        elif name in partial:
+        if x is None or not needed:
+            outputs[name] = written[name] = None
+            continue
+        outputs[name] = written[name] = torch.empty(x.shape, dtype=x.dtype, device=u.device)
+        if name in parts:
             dtype = A.dtype if x.ndim == 3 else torch.float32
-            outputs[name] = torch.empty(partial[name], dtype=dtype, device=u.device)
-        else:
-            outputs[name] = torch.empty(x.shape, dtype=x.dtype, device=u.device)
+            written[name] = torch.empty(parts[name], dtype=dtype, device=u.device)
     with torch.cuda.device_of(u):
-        ends = None
-        if call.chunks > 1:
-            ends, sums = call.chunk_buffers()
-            call.run("chunk_adjoints", ends=ends, sums=sums)
-            call.run(
-                "chunk_starts", ends=ends, sums=sums, edge=call.tensors["dfinal"], REVERSE=True
-            )
+        call.run_chunks("chunk_adjoints", edge="dfinal", REVERSE=True)
         call.run(
             "backward",
-            ends=ends,
             checkpoints=_numbers(checkpoints),
-            **{name: _numbers(x) for name, x in outputs.items()},
+            **{name: _numbers(x) for name, x in written.items()},
         )
-    gradients = []
-    for name, x in zip(names, inputs):
-        gradient = outputs[name]
-        if gradient is not None and name in partial:
-            assert x is not None
-            gradient = gradient.sum(0)
-            gradient = (call.whole(gradient) if x.ndim == 2 else gradient).to(x.dtype)
-        gradients.append(gradient)
-    return tuple(gradients)
+        call.sum_parts({name: (written[name], outputs[name]) for name in parts})
+    return tuple(outputs.values())
 
 
 def refuse_step(*, state: Tensor, **inputs: Tensor | None) -> str | None:
@@ -305,6 +286,8 @@ class _Call:
         self.batch, self.length, self.width = u.shape
         self.A, self.complex = A, A.is_complex()
         self.sm_90 = _is_sm_90(A)
+        self.overlap = _overlaps(A)
+        self.launched = False
         self.narrow = self.sm_90 and u.itemsize == 2 and not self.complex
         self.plan = plan(u, A, wanted)
         self.chunks = self.plan.chunks
@@ -314,6 +297,7 @@ class _Call:
         self.add(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z)
         self.add(bias=delta_bias, initial=initial_state)
         self.add(reset=None if reset is None else reset.view(torch.uint8))
+        self.tensors["ends"] = None
         self.options = {
             "SOFTPLUS": delta_softplus,
             "COMPLEX": self.complex,
@@ -340,23 +324,22 @@ class _Call:
         planes = 2 if self.complex else 1
         return states, self.blocks, planes, self.A.shape[1], self.plan.block
 
-    def whole(self, tiles: Tensor) -> Tensor:
-        """One state's tiles as (D, N)."""
-        planes_DN = tiles.permute(1, 0, 3, 2).flatten(1, 2)[:, : self.width]
-        return torch.complex(*planes_DN) if self.complex else planes_DN[0].contiguous()
-
-    def chunk_buffers(self) -> tuple[Tensor, Tensor]:
-        """A state, and the sum of Δ and whether it was reset, of every chunk."""
+    def run_chunks(self, name: str, *, edge: str, REVERSE: bool) -> None:
+        """Finds what each of several chunks starts from: `name` finds where each ends from zero."""
+        if self.chunks == 1:
+            return
         number = self.batch * self.chunks
         options: Any = {"dtype": torch.float32, "device": self.A.device}
-        return (
-            torch.empty(self.tiles(number), **options),
-            torch.empty(number, 2, self.width, **options),
-        )
+        ends = torch.empty(self.tiles(number), **options)
+        # Beside a state the sum of Δ and whether it was reset.
+        sums = torch.empty(number, 2, self.width, **options)
+        self.run(name, ends=ends, sums=sums)
+        more = {"edge": self.tensors[edge], "REVERSE": REVERSE}
+        self.run("chunk_starts", ends=ends, sums=sums, **more)
+        self.tensors["ends"] = ends  # by now their starts
 
     def run(self, name: str, **more: Any) -> None:
         """Launches the kernel `name`, with what its parameters ask for by name."""
-        kernel = getattr(kernels, name)
         values = {
             **self.tensors,
             **self.strides,
@@ -372,15 +355,48 @@ class _Call:
             "EVERY": _EVERY,
             "STEPS": _STEPS[name],
             "AHEAD": self.sm_90 and 2 * _STEPS[name] == _EVERY and self.length >= _STEPS[name],
+            "OVERLAP": self.overlap,
             **more,
         }
-        limit = {}
+        options: dict[str, Any] = {"num_warps": 1}
         if name == "forward" and self.narrow:
-            limit["maxnreg"] = _REGISTERS_ALONE if more["checkpoints"] is None else _REGISTERS
+            options["maxnreg"] = _REGISTERS_ALONE if more["checkpoints"] is None else _REGISTERS
         programs = self.batch * self.blocks * (1 if name == "chunk_starts" else self.chunks)
+        self.launch(name, programs, values, options)
+
+    def launch(
+        self, name: str, programs: int, values: dict[str, Any], options: dict[str, Any]
+    ) -> None:
+        """Starts a kernel, all but a call's first while the one before still runs if it can."""
+        kernel = getattr(kernels, name)
+        if self.overlap and self.launched:
+            options["launch_pdl"] = True
+        self.launched = True
         kernel[(programs,)](
-            **{parameter: values[parameter] for parameter in kernel.arg_names}, num_warps=1, **limit
+            **{parameter: values[parameter] for parameter in kernel.arg_names}, **options
         )
+
+    def sum_parts(self, sums: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:
+        """Adds up partial sums, by name (parts, ...), into the gradients beside them."""
+        values: dict[str, Any] = {
+            **self.options,
+            "width": self.width,
+            "STATE": self.A.shape[1],
+            "BLOCK": self.plan.block,
+            "PARTS": _PARTS,
+            "COLUMNS": _COLUMNS,
+            "OVERLAP": self.overlap,
+        }
+        programs = 0
+        for name, (parts, total) in sums.items():
+            short = name.removeprefix("d")
+            values |= {name: _numbers(parts), f"sum_{short}": _numbers(total)}
+            count = 0 if parts is None else len(parts)
+            size = 0 if parts is None else values[name].numel() // count
+            values |= {f"{short}_parts": count, f"{short}_size": size}
+            programs += triton.cdiv(size, _COLUMNS)
+        if programs:
+            self.launch("sum_parts", programs, values, {"num_warps": 4})
 
 
 def plan(u: Tensor, A: Tensor, wanted: int) -> _Plan:
@@ -444,6 +460,11 @@ def _version() -> str:
 def _is_sm_90(x: Tensor) -> bool:
     """Of what is tuned to its registers some spills on sm_80 and sm_100."""
     return x.is_cuda and _capability(x.device) == (9, 0)
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether a kernel can start before the one before it ends: programmatic dependent launch."""
+    return x.is_cuda and torch.version.hip is None and _capability(x.device) >= (9, 0)
 
 
 _capability = functools.cache(torch.cuda.get_device_capability)

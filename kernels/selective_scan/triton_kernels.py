@@ -11,6 +11,9 @@ the second is never used.
 A chunk of time is what one program scans. It divides into blocks of EVERY steps, at whose starts
 forward keeps the state, and these into groups of STEPS, unrolled. Past the end Δ is 0, which leaves
 a state as it is.
+
+OVERLAP: a call's kernel starts while the one before it still runs, and waits for that one's end
+where it first reads what was written there; what it loads before that was there before the call.
 """
 
 # mypy: ignore-errors
@@ -21,6 +24,7 @@ import functools
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -37,33 +41,33 @@ _P8 = tl.constexpr(0.005364738930505639)
 
 _jit = functools.partial(
     triton.jit,
-    do_not_specialize=["length", "chunk", "chunks"],
+    do_not_specialize=[
+        "length", "chunk", "chunks", "A_parts", "B_parts", "C_parts", "D_parts", "bias_parts"
+    ],
     do_not_specialize_on_alignment=[
-        "A", "initial", "starts", "ends", "edge", "checkpoints", "dfinal", "dA"
+        "A", "initial", "ends", "edge", "checkpoints", "dfinal", "dA"
     ],
 )  # fmt: skip
 
 
 @_jit()
 def forward(
-    u, delta, z, A, B, C, D, bias, initial, starts, reset,
+    u, delta, z, A, B, C, D, bias, initial, ends, reset,
     y, final, checkpoints,
     u_b, u_l, delta_b, delta_l, z_b, z_l, B_b, B_l, C_b, C_l,
     length, width, chunk, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     EVERY: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
-    SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr,
+    SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """y, the states every EVERY steps, and the final state, from `starts` or `initial`."""
+    """y, the states every EVERY steps, and the final state, from `ends` or `initial`."""
     BLOCK: tl.constexpr = GROUPS * LANES
     b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     Br, Bi = _load_constant(B, d, n, state, width, STATE, COMPLEX, SELECTIVE_B)
     Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
-    hr, hi = _first_state(initial, starts, b, b * chunks + k, block, d, n, state, tile, width,
-                          STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
     bias_d = _load_vector(bias, d, inside, GROUPS, LANES)
     D_d = _load_vector(D, d, inside, GROUPS, LANES)
     checkpoint = b * tl.cdiv(length, EVERY) + begin // EVERY
@@ -81,6 +85,9 @@ def forward(
     if SELECTIVE_C:
         C += b * C_b
         next_C = _load_projections(C, C_l, begin, begin, end, n, STATE, STEPS, COMPLEX)
+    _wait(OVERLAP)
+    hr, hi = _first_state(initial, ends, b, b * chunks + k, block, d, n, state, tile, width,
+                          STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
     for t in range(begin, end, STEPS):
         if checkpoints is not None and t % EVERY == 0:
             kept = _tile(checkpoints, checkpoint, block, width, STATE, BLOCK, COMPLEX)
@@ -118,7 +125,7 @@ def forward(
             y_SD *= z_SD * _sigmoid(z_SD)
         _store_steps(y, y_SD, t, end, d, inside, width, STEPS)
     if end == length:
-        _store_state(final, _contract_offsets(b, d, n, width, STATE), hr, hi, state, COMPLEX)
+        _store_state(final, b, d, n, hr, hi, state, width, STATE, COMPLEX)
 
 
 @_jit()
@@ -128,9 +135,10 @@ def chunk_states(
     length, width, chunk, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_B: tl.constexpr,
+    SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_B: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's final state from the zero state; its sum of Δ, and 0 after it if reset."""
+    _let_next_start(OVERLAP)
     BLOCK: tl.constexpr = GROUPS * LANES
     b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
@@ -177,13 +185,14 @@ def chunk_starts(
     ends, sums, A, edge,
     width, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
-    STEPS: tl.constexpr, COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
+    STEPS: tl.constexpr, COMPLEX: tl.constexpr, REVERSE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """In place of every chunk's own final state, the state it starts from; the first's is `edge`.
 
     REVERSE: likewise of the adjoint, from the last chunk on.
     """
     BLOCK: tl.constexpr = GROUPS * LANES
+    _let_next_start(OVERLAP)
     b, _, block, d, inside, n, state, tile = _place(width, 1, STATE, ROWS, GROUPS, LANES)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
     if REVERSE:
@@ -193,6 +202,7 @@ def chunk_starts(
     else:
         hr = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
         hi = hr
+    _wait(OVERLAP)
     for first in range(0, chunks, STEPS):
         own = ()
         for i in tl.static_range(STEPS):  # all loads before the first store
@@ -222,9 +232,10 @@ def chunk_adjoints(
     length, width, chunk, chunks,
     STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_C: tl.constexpr,
+    SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr, SELECTIVE_C: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The adjoint each chunk hands to the one before it, from a zero adjoint at its end."""
+    _let_next_start(OVERLAP)
     BLOCK: tl.constexpr = GROUPS * LANES
     b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
@@ -287,6 +298,7 @@ def backward(
     EVERY: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
     SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr, AHEAD: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Gradients; those summed over channels or time as one partial sum a program.
 
@@ -298,6 +310,7 @@ def backward(
     """
     BLOCK: tl.constexpr = GROUPS * LANES
     HALF: tl.constexpr = STEPS // 2
+    _let_next_start(OVERLAP)
     b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
     Ar, Ai = _load_A(A, d, n, state, width, STATE, COMPLEX)
@@ -305,8 +318,6 @@ def backward(
     Cr, Ci = _load_constant(C, d, n, state, width, STATE, COMPLEX, SELECTIVE_C)
     bias_d = _load_vector(bias, d, inside, GROUPS, LANES)
     D_d = _load_vector(D, d, inside, GROUPS, LANES)
-    gr, gi = _first_state(dfinal, ends, b, b * chunks + k, block, d, n, state, tile, width,
-                          STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
     zero = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
     dAr, dAi, dBr, dBi, dCr, dCi = zero, zero, zero, zero, zero, zero
     dD_SD = tl.zeros((STEPS, GROUPS, LANES), tl.float32)
@@ -342,6 +353,9 @@ def backward(
     first = b * tl.cdiv(length, EVERY)
     kept = _tile(checkpoints, first + last // EVERY, block, width, STATE, BLOCK, COMPLEX)
     next_hr, next_hi = _load_tile(kept, tile, n, STATE, BLOCK, COMPLEX)
+    _wait(OVERLAP)
+    gr, gi = _first_state(dfinal, ends, b, b * chunks + k, block, d, n, state, tile, width,
+                          STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
     for group in range(0, groups):
         t = last - group * STEPS
         hr, hi = next_hr, next_hi
@@ -494,8 +508,63 @@ def backward(
         tl.store(dbias + chunk_number * width + d, tl.sum(dbias_SD, 0), mask=inside)
     if dinitial is not None:  # noqa: SIM102  (known to the compiler; the next is not)
         if begin == 0:
-            origin = _contract_offsets(b, d, n, width, STATE)
-            _store_state(dinitial, origin, gr, gi, state, COMPLEX)
+            _store_state(dinitial, b, d, n, gr, gi, state, width, STATE, COMPLEX)
+
+
+@_jit()
+def sum_parts(
+    dA, dB, dC, dD, dbias, sum_A, sum_B, sum_C, sum_D, sum_bias,
+    A_parts, B_parts, C_parts, D_parts, bias_parts,
+    A_size, B_size, C_size, D_size, bias_size,
+    width,
+    STATE: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr,
+    SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """The sums over parts of what `backward` stores a part at a time: (parts, size) each."""
+    left = tl.program_id(0)
+    _wait(OVERLAP)
+    left = _sum_parts(left, dA, sum_A, A_parts, A_size, width,
+                      STATE, BLOCK, COMPLEX, True, PARTS, COLUMNS)  # fmt: skip
+    left = _sum_parts(left, dB, sum_B, B_parts, B_size, width,
+                      STATE, BLOCK, COMPLEX, not SELECTIVE_B, PARTS, COLUMNS)  # fmt: skip
+    left = _sum_parts(left, dC, sum_C, C_parts, C_size, width,
+                      STATE, BLOCK, COMPLEX, not SELECTIVE_C, PARTS, COLUMNS)  # fmt: skip
+    left = _sum_parts(left, dD, sum_D, D_parts, D_size, width,
+                      STATE, BLOCK, COMPLEX, False, PARTS, COLUMNS)  # fmt: skip
+    _sum_parts(left, dbias, sum_bias, bias_parts, bias_size, width,
+               STATE, BLOCK, COMPLEX, False, PARTS, COLUMNS)  # fmt: skip
+
+
+@triton.jit
+def _sum_parts(
+    number, x, total, parts, size, width,
+    STATE: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr, TILES: tl.constexpr,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sums some COLUMNS of x, program `number` of those that do; its number among the others.
+
+    TILES: of a state, into (D, N).
+    """
+    if x is None:
+        return number
+    else:
+        at = number * COLUMNS + tl.arange(0, COLUMNS)
+        if (number >= 0) & (number * COLUMNS < size):
+            sum_PC = tl.zeros((PARTS, COLUMNS), tl.float32)
+            for first in range(0, parts, PARTS):
+                part = first + tl.arange(0, PARTS)[:, None]
+                row = x + part.to(tl.int64) * size + at[None, :]
+                sum_PC += tl.load(row, mask=(part < parts) & (at < size)[None, :], other=0.0)
+            to = at
+            inside = at < size
+            if TILES:
+                planes: tl.constexpr = 2 if COMPLEX else 1
+                d = at // (planes * STATE * BLOCK) * BLOCK + at % BLOCK
+                to = (d * STATE + at // BLOCK % STATE) * planes + at // (STATE * BLOCK) % planes
+                inside &= d < width
+            tl.store(total + to, tl.sum(sum_PC, 0).to(total.dtype.element_ty), mask=inside)
+        return number - tl.cdiv(size, COLUMNS)
 
 
 @triton.jit
@@ -585,12 +654,6 @@ def _batches(blocks, chunks):
 
 
 @triton.jit
-def _contract_offsets(b, d, n, width, STATE: tl.constexpr):
-    """Where a state tile lies in (B, D, N)."""
-    return (b * width + d)[:, None, :] * STATE + n[None, :, None]
-
-
-@triton.jit
 def _load_planes(x, b, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr):
     """A state tile of (B, N, D), or (B, 2, N, D) if complex."""
     x += b * STATE * width * (2 if COMPLEX else 1)
@@ -603,20 +666,46 @@ def _load_planes(x, b, d, n, state, width, STATE: tl.constexpr, COMPLEX: tl.cons
 
 
 @triton.jit
+def _store_state(
+    x, b, d, n, real, imaginary, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr
+):
+    """Stores a state tile of (B, D, N)."""
+    x += b * width * STATE * (2 if COMPLEX else 1)
+    at = d[:, None, :] * STATE + n[None, :, None]
+    if COMPLEX:
+        tl.store(x + 2 * at, real, mask=state)
+        tl.store(x + 2 * at + 1, imaginary, mask=state)
+    else:
+        tl.store(x + at, real, mask=state)
+
+
+@triton.jit
 def _first_state(
-    edge, starts, b, number, block, d, n, state, tile, width,
+    edge, ends, b, number, block, d, n, state, tile, width,
     STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     COMPLEX: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's from `starts`, or the whole sequence's from `edge`, or zero."""
-    if starts is not None:
-        start = _tile(starts, number, block, width, STATE, GROUPS * LANES, COMPLEX)
+    """A chunk's from `ends`, or the whole sequence's from `edge`, or zero."""
+    if ends is not None:
+        start = _tile(ends, number, block, width, STATE, GROUPS * LANES, COMPLEX)
         return _load_tile(start, tile, n, STATE, GROUPS * LANES, COMPLEX)
     elif edge is not None:
         return _load_planes(edge, b, d, n, state, width, STATE, COMPLEX)
     else:
         zero = tl.zeros((GROUPS, ROWS, LANES), tl.float32)
         return zero, zero
+
+
+@triton.jit
+def _let_next_start(OVERLAP: tl.constexpr):
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def _wait(OVERLAP: tl.constexpr):
+    if OVERLAP:
+        gdc_wait()
 
 
 @triton.jit
@@ -637,15 +726,6 @@ def _store_tile(
     tl.store(x + tile, real, mask=mask)
     if COMPLEX:
         tl.store(x + STATE * BLOCK + tile, imaginary, mask=mask)
-
-
-@triton.jit
-def _store_state(x, offsets, real, imaginary, mask, COMPLEX: tl.constexpr):
-    if COMPLEX:
-        tl.store(x + 2 * offsets, real, mask=mask)
-        tl.store(x + 2 * offsets + 1, imaginary, mask=mask)
-    else:
-        tl.store(x + offsets, real, mask=mask)
 
 
 @triton.jit

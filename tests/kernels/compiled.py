@@ -62,10 +62,19 @@ class Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self._launch
 
-    def _launch(self, *, num_warps: int, maxnreg: int | None = None, **values: Any) -> None:
+    def _launch(
+        self,
+        *,
+        num_warps: int,
+        maxnreg: int | None = None,
+        launch_pdl: bool = False,
+        **values: Any,
+    ) -> None:
         self.values, self.options = values, {"num_warps": num_warps}
         if maxnreg is not None:
             self.options["maxnreg"] = maxnreg
+        if launch_pdl:
+            self.options["launch_pdl"] = True
 
     def source(self) -> ASTSource:
         """What the launcher would compile, of tensors that begin at multiples of 16 bytes."""

@@ -17,7 +17,9 @@ from seqbench.kernels import tuning
 from seqbench.kernels.selective_scan import triton as scan
 
 _compiled = runpy.run_path(str(Path(__file__).parents[1] / "compiled.py"))
-KERNELS = ("forward", "chunk_states", "chunk_starts", "chunk_adjoints", "backward", "step")
+KERNELS = (
+    "forward", "chunk_states", "chunk_starts", "chunk_adjoints", "backward", "sum_parts", "step"
+)  # fmt: skip
 SEQUENCES = ("u", "delta", "z")
 
 
@@ -84,6 +86,7 @@ def launched(variant: str, target: str) -> dict[str, Any]:
     ):
         patch.setattr(scan, "_multiprocessors", lambda x: 1 if "whole" in variant else 132)
         patch.setattr(scan, "_is_sm_90", lambda x: target == "sm_90")
+        patch.setattr(scan, "_overlaps", lambda x: target in ("sm_90", "sm_100"))
         call = arguments(1, 2048, 1024, 16, variant)
         scan.forward(**call, keep=False)
         alone = copy.copy(kernels["forward"])
@@ -95,7 +98,13 @@ def launched(variant: str, target: str) -> dict[str, Any]:
                for name, x in call.items()}  # fmt: skip
         scan.step(final, **now)
     used = {name: kernel for name, kernel in kernels.items() if kernel.values}
-    assert used.keys() == set(("forward", "backward", "step") if "whole" in variant else KERNELS)
+    whole = ("forward", "backward", "sum_parts", "step")
+    assert used.keys() == set(whole if "whole" in variant else KERNELS)
+    # A call's first kernel waits for all before it, as kernels do.
+    first = {"step", *(("forward", "backward") if "whole" in variant else ("chunk_states", "chunk_adjoints"))}  # fmt: skip
+    for name, kernel in used.items():
+        overlaps = kernel.options.get("launch_pdl", False)
+        assert overlaps == (name not in first and target in ("sm_90", "sm_100"))
     return {**used, "forward alone": alone}
 
 
