@@ -670,8 +670,7 @@ def _store_state(
     x, b, d, n, real, imaginary, state, width, STATE: tl.constexpr, COMPLEX: tl.constexpr
 ):
     """Stores a state tile of (B, D, N)."""
-    x += b * width * STATE * (2 if COMPLEX else 1)
-    at = d[:, None, :] * STATE + n[None, :, None]
+    at = (b * width + d)[:, None, :] * STATE + n[None, :, None]
     if COMPLEX:
         tl.store(x + 2 * at, real, mask=state)
         tl.store(x + 2 * at + 1, imaginary, mask=state)
