@@ -250,7 +250,7 @@ class ScanBench(Result):
             lines += self._remarks_at(size)
         lines += self._ahead()
         if any(t and t.captured for row in self.rows for t in (row.forward, row.both)):
-            lines.append("runs under 5 ms are replayed as CUDA graphs, ours and the peers' alike")
+            lines.append("runs under 20 ms are replayed as CUDA graphs, ours and the peers' alike")
         return lines + self.noise()
 
     def _remarks_at(self, size: Size) -> list[str]:

@@ -27,7 +27,7 @@ from seqbench.suite.environment import peak_memory, reset_peak_memory
 Key = TypeVar("Key", bound=Hashable)
 
 _SAMPLE_SECONDS = 0.02  # a sample repeats the work until it has taken this long
-_CAPTURED_BELOW = 0.005  # seconds; longer runs hide their launches
+_CAPTURED_BELOW = 0.02  # seconds; longer runs hide their launches
 
 
 @dataclass(frozen=True, kw_only=True)
