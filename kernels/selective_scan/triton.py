@@ -44,7 +44,7 @@ _PROGRAMS_WANTED = 16  # a multiprocessor, when it is cut
 _WANTED_ALONE = 24  # in its place for forward that keeps no states, with fewer registers
 _WANTED_SHORT, _SHORT = 8, 256  # so many if that makes chunks of at most so many steps
 _ALSO_TRIED = (32, 64)  # where the scan is tuned
-_PARTS, _COLUMNS = 32, 64  # a tile of partial sums that are added up
+_PARTS, _COLUMNS = 32, 64  # of partial sums added up at once; larger tiles spill on sm_80
 
 
 def refuse(
@@ -297,7 +297,7 @@ class _Call:
         self.add(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z)
         self.add(bias=delta_bias, initial=initial_state)
         self.add(reset=None if reset is None else reset.view(torch.uint8))
-        self.tensors["ends"] = None
+        self.tensors["starts"] = None
         self.options = {
             "SOFTPLUS": delta_softplus,
             "COMPLEX": self.complex,
@@ -325,7 +325,10 @@ class _Call:
         return states, self.blocks, planes, self.A.shape[1], self.plan.block
 
     def run_chunks(self, name: str, *, edge: str, REVERSE: bool) -> None:
-        """Finds what each of several chunks starts from: `name` finds where each ends from zero."""
+        """Finds what each chunk starts from, if there are several; `name` has them end, from zero.
+
+        Of the adjoint likewise: with REVERSE a chunk starts at its last step.
+        """
         if self.chunks == 1:
             return
         number = self.batch * self.chunks
@@ -336,7 +339,7 @@ class _Call:
         self.run(name, ends=ends, sums=sums)
         more = {"edge": self.tensors[edge], "REVERSE": REVERSE}
         self.run("chunk_starts", ends=ends, sums=sums, **more)
-        self.tensors["ends"] = ends  # by now their starts
+        self.tensors["starts"] = ends  # as they are now
 
     def run(self, name: str, **more: Any) -> None:
         """Launches the kernel `name`, with what its parameters ask for by name."""

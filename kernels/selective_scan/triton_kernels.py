@@ -12,8 +12,9 @@ A chunk of time is what one program scans. It divides into blocks of EVERY steps
 forward keeps the state, and these into groups of STEPS, unrolled. Past the end Δ is 0, which leaves
 a state as it is.
 
-OVERLAP: a call's kernel starts while the one before it still runs, and waits for that one's end
-where it first reads what was written there; what it loads before that was there before the call.
+OVERLAP: a kernel starts while the one before it in the call still runs, and waits for that one's
+end where it first reads what was written there; what it loads before that was there before the
+call's first kernel.
 """
 
 # mypy: ignore-errors
@@ -45,14 +46,14 @@ _jit = functools.partial(
         "length", "chunk", "chunks", "A_parts", "B_parts", "C_parts", "D_parts", "bias_parts"
     ],
     do_not_specialize_on_alignment=[
-        "A", "initial", "ends", "edge", "checkpoints", "dfinal", "dA"
+        "A", "initial", "starts", "ends", "edge", "checkpoints", "dfinal", "dA"
     ],
 )  # fmt: skip
 
 
 @_jit()
 def forward(
-    u, delta, z, A, B, C, D, bias, initial, ends, reset,
+    u, delta, z, A, B, C, D, bias, initial, starts, reset,
     y, final, checkpoints,
     u_b, u_l, delta_b, delta_l, z_b, z_l, B_b, B_l, C_b, C_l,
     length, width, chunk, chunks,
@@ -61,7 +62,7 @@ def forward(
     SOFTPLUS: tl.constexpr, COMPLEX: tl.constexpr,
     SELECTIVE_B: tl.constexpr, SELECTIVE_C: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """y, the states every EVERY steps, and the final state, from `ends` or `initial`."""
+    """y, the states every EVERY steps, and the final state, from `starts` or `initial`."""
     BLOCK: tl.constexpr = GROUPS * LANES
     b, k, block, d, inside, n, state, tile = _place(width, chunks, STATE, ROWS, GROUPS, LANES)
     begin, end = k * chunk, tl.minimum((k + 1) * chunk, length)
@@ -86,7 +87,7 @@ def forward(
         C += b * C_b
         next_C = _load_projections(C, C_l, begin, begin, end, n, STATE, STEPS, COMPLEX)
     _wait(OVERLAP)
-    hr, hi = _first_state(initial, ends, b, b * chunks + k, block, d, n, state, tile, width,
+    hr, hi = _first_state(initial, starts, b, b * chunks + k, block, d, n, state, tile, width,
                           STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
     for t in range(begin, end, STEPS):
         if checkpoints is not None and t % EVERY == 0:
@@ -290,7 +291,7 @@ def chunk_adjoints(
 
 @_jit()
 def backward(
-    dy, dfinal, ends, u, delta, z, A, B, C, D, bias, reset, checkpoints,
+    dy, dfinal, starts, u, delta, z, A, B, C, D, bias, reset, checkpoints,
     du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial,
     dy_b, dy_l, u_b, u_l, delta_b, delta_l, z_b, z_l, B_b, B_l, C_b, C_l,
     length, width, chunk, chunks,
@@ -354,7 +355,7 @@ def backward(
     kept = _tile(checkpoints, first + last // EVERY, block, width, STATE, BLOCK, COMPLEX)
     next_hr, next_hi = _load_tile(kept, tile, n, STATE, BLOCK, COMPLEX)
     _wait(OVERLAP)
-    gr, gi = _first_state(dfinal, ends, b, b * chunks + k, block, d, n, state, tile, width,
+    gr, gi = _first_state(dfinal, starts, b, b * chunks + k, block, d, n, state, tile, width,
                           STATE, ROWS, GROUPS, LANES, COMPLEX)  # fmt: skip
     for group in range(0, groups):
         t = last - group * STEPS
@@ -542,9 +543,9 @@ def _sum_parts(
     STATE: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr, TILES: tl.constexpr,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums some COLUMNS of x, program `number` of those that do; its number among the others.
+    """Sums COLUMNS of x, if the program is one of those that do: `number`, counted from the first.
 
-    TILES: of a state, into (D, N).
+    Returns its number counted from the first after these. TILES: of a state, into (D, N).
     """
     if x is None:
         return number
@@ -680,13 +681,13 @@ def _store_state(
 
 @triton.jit
 def _first_state(
-    edge, ends, b, number, block, d, n, state, tile, width,
+    edge, starts, b, number, block, d, n, state, tile, width,
     STATE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     COMPLEX: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's from `ends`, or the whole sequence's from `edge`, or zero."""
-    if ends is not None:
-        start = _tile(ends, number, block, width, STATE, GROUPS * LANES, COMPLEX)
+    """A chunk's from `starts`, or the whole sequence's from `edge`, or zero."""
+    if starts is not None:
+        start = _tile(starts, number, block, width, STATE, GROUPS * LANES, COMPLEX)
         return _load_tile(start, tile, n, STATE, GROUPS * LANES, COMPLEX)
     elif edge is not None:
         return _load_planes(edge, b, d, n, state, width, STATE, COMPLEX)

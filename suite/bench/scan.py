@@ -24,6 +24,7 @@ from seqbench.suite.bench.result import (
     length_axis,
 )
 from seqbench.suite.bench.timing import (
+    CAPTURED_BELOW,
     Timing,
     available_memory,
     free,
@@ -250,7 +251,10 @@ class ScanBench(Result):
             lines += self._remarks_at(size)
         lines += self._ahead()
         if any(t and t.captured for row in self.rows for t in (row.forward, row.both)):
-            lines.append("runs under 20 ms are replayed as CUDA graphs, ours and the peers' alike")
+            limit = f"{CAPTURED_BELOW * 1e3:.0f} ms"
+            lines.append(
+                f"runs under {limit} are replayed as CUDA graphs, ours and the peers' alike"
+            )
         return lines + self.noise()
 
     def _remarks_at(self, size: Size) -> list[str]:

@@ -27,7 +27,7 @@ from seqbench.suite.environment import peak_memory, reset_peak_memory
 Key = TypeVar("Key", bound=Hashable)
 
 _SAMPLE_SECONDS = 0.02  # a sample repeats the work until it has taken this long
-_CAPTURED_BELOW = 0.02  # seconds; longer runs hide their launches
+CAPTURED_BELOW = 0.02  # seconds; longer runs hide their launches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def interleave(
             del able[name]
             free(device)
             continue
-        if device.type == "cuda" and again < _CAPTURED_BELOW and name not in launched:
+        if device.type == "cuda" and again < CAPTURED_BELOW and name not in launched:
             replay = capture(run)
             if replay is not None:
                 able[name], again = replay, _time(replay, 1, device)

@@ -63,7 +63,7 @@ def main() -> None:
     for case, cut in CASES:
         lengths.append(case.length)
         scan._PROGRAMS_TO_FILL = 2**20 if cut else 0
-        scan._PARTS, scan._COLUMNS = (2, 4) if cut else (16, 128)  # several tiles, or one
+        scan._PARTS, scan._COLUMNS = (2, 4) if cut else (32, 64)  # several tiles, or few
         scan._is_sm_90 = lambda x, cut=cut: cut  # what is done there alone, and without it
         actual = there["run"](case, there["draw"](case), "triton")
         worst = 0.0
